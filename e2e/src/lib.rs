@@ -1,0 +1,1 @@
+//! Real servers, workloads and independent comparison for the tests, the demo and the benchmarks.

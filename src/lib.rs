@@ -1,0 +1,18 @@
+//! The engine of redis-migration: one shard worker per source master poses as a replica, decodes
+//! what arrives, and replays it onto the target. Modules in the order data flows.
+
+pub mod api;
+pub mod command;
+pub mod connection;
+pub mod migration;
+pub mod preflight;
+pub mod rdb;
+pub mod resp;
+pub mod slot;
+pub mod source;
+pub mod spool;
+pub mod target;
+pub mod telemetry;
+pub mod topology;
+pub mod verify;
+pub mod worker;

@@ -1,0 +1,3 @@
+//! Command line: parse, call, map errors to exit codes.
+
+fn main() {}
