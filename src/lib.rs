@@ -15,4 +15,5 @@ pub mod target;
 pub mod telemetry;
 pub mod topology;
 pub mod verify;
+pub mod version;
 pub mod worker;
