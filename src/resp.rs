@@ -1,6 +1,9 @@
 //! RESP2: command frames out of a byte stream, replies, and the encoding of both.
 //! Protocol source: Redis documentation "Redis serialization protocol specification".
 
+pub mod counter;
+pub mod frame;
+
 use bytes::Bytes;
 
 /// One argument's place inside its frame: `frame[start..end]`.
