@@ -3,6 +3,11 @@
 
 pub mod counter;
 pub mod frame;
+pub mod reply;
+pub mod verdict;
+
+pub use reply::{ReplyDecoder, ReplyExtent, RespError, parse_reply};
+pub use verdict::{Next, ReplyVerdict};
 
 use bytes::Bytes;
 
