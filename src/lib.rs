@@ -2,6 +2,8 @@
 //! what arrives, and replays it onto the target. Modules in the order data flows.
 
 pub mod api;
+mod backoff;
+mod clock;
 pub mod command;
 pub mod connection;
 pub mod migration;
