@@ -21,7 +21,7 @@ use super::{Context, VerifyError, VerifyMode};
 use crate::resp::{Next, ReplyVerdict};
 
 /// Keys a page: enough to hide the round trip, and a page of prefixes stays at 16 MiB at worst.
-const PAGE: &[u8] = b"1000";
+const PAGE: &[u8] = b"400";
 /// As many bytes of a string are compared at first sight.
 const PREFIX: usize = 16 * 1024;
 const PREFIX_LAST: &[u8] = b"16383";
@@ -131,6 +131,7 @@ impl NodeScan {
         let wire = self.source.wire(self.node)?;
         read_page(wire, &mut page.next, |key| {
             if self.context.visible(self.pair, key) {
+                self.context.enter(self.pair, key);
                 page.keys.push(key);
             }
         })
