@@ -127,7 +127,8 @@ pub struct VerifyReport {
     pub missing: u64,
     pub different: u64,
     pub extra: u64,
-    /// Keys that changed at every look, so that nothing can be said; no differences.
+    /// Keys that changed at every look, or hold an element too large for one reply, so that nothing
+    /// can be said; no differences.
     pub unsettled: u64,
     /// Keys not equal at first sight that did not fit into memory in the last round, and were not
     /// looked at with care. Not zero: the sides are far apart, the counts above are too low.
