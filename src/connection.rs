@@ -11,6 +11,8 @@ mod secret;
 mod stream;
 #[cfg(test)]
 pub(crate) mod test_server;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
