@@ -100,7 +100,8 @@ async fn not_a_redis_server() {
 
 #[tokio::test]
 async fn passwords_and_users() {
-    let server = Server::start(&["--requirepass", "secret", "--user", "migrator", "on", ">pw", "~*", "&*", "+@all"]);
+    let server =
+        Server::start(&["--requirepass", "secret", "--user", "migrator", "on", ">pw", "~*", "&*", "+@all"]);
     let access = || server.access();
     for (user, password) in [(None, "secret"), (Some("default"), "secret"), (Some("migrator"), "pw")] {
         let dialer = Dialer::new(with_password(access(), user, password), "test");
