@@ -32,7 +32,10 @@ pub struct Splitter {
 enum SplitState {
     Left(u64),
     /// Bytes that may be the beginning of the mark are held back; never more than `MARK - 1`.
-    Until { finder: memmem::Finder<'static>, held: Vec<u8> },
+    Until {
+        finder: memmem::Finder<'static>,
+        held: Vec<u8>,
+    },
     Done,
 }
 

@@ -35,7 +35,9 @@ const ANNOUNCED_VALKEY: &str = "9.1.0";
 pub enum ReplicationError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    #[error("{address}: {command} refused: {text}; grant it to the user (+psync +replconf +ping) or set psyncCommand")]
+    #[error(
+        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf +ping) or set psyncCommand"
+    )]
     Refused { address: Address, command: String, text: String },
     #[error("{address}: not ready to replicate: {text}")]
     NotReady { address: Address, text: String },
@@ -238,8 +240,7 @@ impl Replication {
         spool.begin(origin.clone(), true);
         *history = Some(History { origin: origin.clone(), stream_at: None });
         let line = link.line().await?;
-        let framing =
-            Framing::parse(&line).ok_or_else(|| link.bad("no length", &line))?;
+        let framing = Framing::parse(&line).ok_or_else(|| link.bad("no length", &line))?;
         let snapshot_bytes = match framing {
             Framing::Length(length) => Some(length),
             Framing::Mark(_) => None,
@@ -454,7 +455,10 @@ impl Link {
 
 /// Sends `REPLCONF ACK` every second and soon after the target acknowledged more. A master that sent
 /// its RDB without a file starts the stream only on such an acknowledgement, so the first go at once.
-async fn acknowledge(write: &mut WriteHalf<Stream>, mut acknowledged: watch::Receiver<i64>) -> std::io::Error {
+async fn acknowledge(
+    write: &mut WriteHalf<Stream>,
+    mut acknowledged: watch::Receiver<i64>,
+) -> std::io::Error {
     let mut early = 10u32;
     loop {
         let offset = *acknowledged.borrow_and_update();
