@@ -8,6 +8,8 @@ pub mod command;
 pub mod connection;
 pub mod migration;
 pub mod preflight;
+#[cfg(test)]
+mod purity;
 pub mod rdb;
 pub mod resp;
 pub mod slot;
