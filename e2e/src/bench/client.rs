@@ -258,3 +258,54 @@ pub fn poll<T>(
         thread::sleep(every);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers every connection with fixed bytes, one at a time so that reads split anywhere.
+    fn answering(bytes: &'static [u8]) -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                stream.set_nodelay(true).unwrap();
+                for byte in bytes {
+                    stream.write_all(&[*byte]).unwrap();
+                }
+                // Held open until the client goes, whatever it sends.
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn commands_are_arrays_of_bulk_strings() {
+        let mut out = Vec::new();
+        encode(&mut out, &[b"SET".as_slice(), b"", &[b'x'; 10]]);
+        assert_eq!(out, b"*3\r\n$3\r\nSET\r\n$0\r\n\r\n$10\r\nxxxxxxxxxx\r\n");
+    }
+
+    #[test]
+    fn replies_nest_and_keep_binary_bytes() {
+        let port = answering(b"*3\r\n$4\r\na\r\nb\r\n$-1\r\n*2\r\n:-5\r\n-ERR no\r\n");
+        let reply = Client::connect(port).unwrap().reply().unwrap();
+        let inner = Reply::Array(vec![Reply::Integer(-5), Reply::Error("ERR no".into())]);
+        assert_eq!(
+            reply,
+            Reply::Array(vec![Reply::Bulk(Some(b"a\r\nb".to_vec())), Reply::Bulk(None), inner])
+        );
+    }
+
+    #[test]
+    fn a_pipe_counts_every_answer_and_names_the_refused() {
+        let pipe = Pipe::open(answering(b"+OK\r\n:1\r\n+PONG\r\n")).unwrap();
+        pipe.finish(2).unwrap();
+        let pipe = Pipe::open(answering(b"+OK\r\n-ERR no - never\r\n+OK\r\n+PONG\r\n")).unwrap();
+        let error = pipe.finish(3).unwrap_err().to_string();
+        assert_eq!(error, "1 of 3 piped commands were refused");
+    }
+}

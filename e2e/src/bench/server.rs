@@ -145,12 +145,17 @@ impl Target {
     /// Fails unless the target holds exactly the data of `source` (database 0), by the servers' own digest.
     ///
     /// DEBUG DIGEST starts from a constant and XORs one digest a key (Redis 7.0 debug.c,
-    /// computeDatasetDigest), so the XOR over an odd number of nodes is the digest of their union.
+    /// computeDatasetDigest), so the XOR over an odd number of nodes, none of them empty, is the
+    /// digest of their union.
     pub fn must_equal(&self, source: &Server) -> Result<()> {
         let (mut keys, mut digest) = (0, [0u8; 40]);
         for (index, node) in self.nodes.iter().enumerate() {
             remove_checkpoints(node)?;
-            keys += dbsize(node)?;
+            let held = dbsize(node)?;
+            if held == 0 && self.nodes.len() > 1 {
+                bail!("127.0.0.1:{} holds no key", node.port());
+            }
+            keys += held;
             let part = digest_of(node)?;
             if index == 0 {
                 digest.copy_from_slice(&part);
@@ -241,4 +246,43 @@ fn spawn(home: &Path, port: u16, config: &[(&str, &str)]) -> Result<Child> {
 /// A port that nobody listened on a moment ago.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Reply;
+    use crate::workload;
+
+    fn copy_key(from: &mut Client, to: &mut Client, key: &[u8]) -> Result<Reply> {
+        let Reply::Integer(left) = from.call(&[b"PTTL", key])? else { bail!("PTTL did not answer a number") };
+        let payload = from.call(&[b"DUMP", key])?.into_bytes()?;
+        to.call(&[b"RESTORE", key, left.max(0).to_string().as_bytes(), &payload])
+    }
+
+    /// What every row's correctness rests on: a whole copy passes, one changed value or lost key does not.
+    #[test]
+    fn a_cluster_equals_its_source_until_one_value_differs() {
+        let source = Server::start().unwrap();
+        workload::fill(source.port(), 0.0002).unwrap();
+        let target = Target::cluster().unwrap();
+        let mut nodes: Vec<Client> = target.nodes.iter().map(|node| node.client().unwrap()).collect();
+        let mut client = source.client().unwrap();
+        for key in client.call(&["KEYS", "*"]).unwrap().into_array().unwrap() {
+            let key = key.into_bytes().unwrap();
+            // The node that owns the slot takes it, the others answer MOVED.
+            let taken: usize =
+                nodes.iter_mut().map(|node| usize::from(copy_key(&mut client, node, &key).is_ok())).sum();
+            assert_eq!(taken, 1);
+        }
+        target.must_equal(&source).unwrap();
+
+        client.call(&["SET", "str:1", "changed"]).unwrap();
+        let error = target.must_equal(&source).unwrap_err().to_string();
+        assert!(error.contains("digests differ"), "{error}");
+
+        assert_eq!(client.call(&["DEL", "str:1"]).unwrap(), Reply::Integer(1));
+        let error = target.must_equal(&source).unwrap_err().to_string();
+        assert!(error.contains("keys"), "{error}");
+    }
 }

@@ -70,3 +70,45 @@ fn copy(mut from: TcpStream, mut to: TcpStream, pace: Option<&Mutex<Pace>>) {
     let _ = to.shutdown(Shutdown::Write);
     let _ = from.shutdown(Shutdown::Read);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_shared_and_unused_time_is_not_saved_up() {
+        let start = Instant::now();
+        let mut pace = Pace { free_at: start, bytes_per_second: 1000.0 };
+        let first = pace.reserve(10_000);
+        let second = pace.reserve(5_000);
+        assert!(first >= start + Duration::from_secs(10));
+        assert_eq!(second.duration_since(first), Duration::from_secs(5));
+        // A line that was free for an hour starts from now, not with an hour's bytes in hand.
+        if let Some(earlier) = start.checked_sub(Duration::from_secs(3600)) {
+            let mut idle = Pace { free_at: earlier, bytes_per_second: 1000.0 };
+            assert!(idle.reserve(1000) >= start + Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn bytes_arrive_whole_and_not_before_their_time() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let slow = Throttle::start(listener.local_addr().unwrap().port(), 1_000_000.0).unwrap();
+        let started = Instant::now();
+        let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, slow.port())).unwrap();
+        let sent: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let sender = thread::spawn({
+            let sent = sent.clone();
+            move || {
+                near.write_all(&sent).unwrap();
+                near.shutdown(Shutdown::Write).unwrap();
+            }
+        });
+        let (mut far, _) = listener.accept().unwrap();
+        let mut received = Vec::new();
+        far.read_to_end(&mut received).unwrap();
+        sender.join().unwrap();
+        assert!(received == sent);
+        assert!(started.elapsed() >= Duration::from_millis(200));
+    }
+}

@@ -36,7 +36,7 @@ pub fn fill(port: u16, scale: f64) -> Result<()> {
     let mut value = Vec::new();
 
     for index in 0..scaled(STRINGS, scale) {
-        let noise = random.between(8, 48);
+        let noise = random.between(2, 16);
         random.text(&mut value, 100, noise as usize);
         pipe.command(&[b"SET".as_slice(), format!("str:{index}").as_bytes(), &value])?;
         commands += 1;
@@ -51,7 +51,7 @@ pub fn fill(port: u16, scale: f64) -> Result<()> {
             let mut args = vec![b"HSET".to_vec(), key.clone().into_bytes()];
             for field in first..fields.min(first + 100) {
                 args.push(format!("field:{field}").into_bytes());
-                args.push(format!("{:010x}", random.next() >> 24).into_bytes());
+                args.push(format!("{:06x}", random.next() >> 40).into_bytes());
             }
             pipe.command(&args)?;
             commands += 1;
@@ -168,7 +168,7 @@ fn mixed_key(pipe: &mut Pipe, random: &mut Random, index: u64) -> Result<u64> {
         1 => {
             args.extend([b"RPUSH".to_vec(), format!("list:{index}").into_bytes()]);
             for _ in 0..random.between(1, 50) {
-                random.text(&mut value, 12, 8);
+                random.text(&mut value, 10, 7);
                 args.push(value.clone());
             }
         }
@@ -176,7 +176,7 @@ fn mixed_key(pipe: &mut Pipe, random: &mut Random, index: u64) -> Result<u64> {
             args.extend([b"ZADD".to_vec(), format!("zset:{index}").into_bytes()]);
             for member in 0..random.between(1, 50) {
                 args.push(format!("{}", random.between(0, 100_000) as f64 / 10.0).into_bytes());
-                args.push(format!("member:{member}").into_bytes());
+                args.push(format!("m:{member}").into_bytes());
             }
         }
         3 => {
@@ -249,5 +249,43 @@ impl Random {
         let kinds = [("s", SETS), ("h", HASHES), ("c", COUNTERS), ("l", LISTS), ("z", ZSETS), ("t", MEMBERS)];
         let (prefix, keys) = kinds[(self.next() % kinds.len() as u64) as usize];
         self.key(prefix, keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_random_sequence_is_splitmix64() {
+        // The reference C code's first numbers for this seed (prng.di.unimi.it/splitmix64.c).
+        let mut random = Random::seeded(1_234_567);
+        assert_eq!(random.next(), 6_457_827_717_110_365_317);
+        assert_eq!(random.next(), 3_203_168_211_198_807_973);
+    }
+
+    #[test]
+    fn workload_i_is_the_same_every_time_and_has_the_promised_mix() {
+        let (bytes, count) = incremental(0.01);
+        assert_eq!((bytes.clone(), 20_000), incremental(0.01));
+        let share = |name: &str| {
+            let word = format!("\r\n${}\r\n{name}\r\n", name.len());
+            let found = bytes.windows(word.len()).filter(|window| *window == word.as_bytes()).count();
+            found as f64 / count as f64
+        };
+        let mix = [
+            ("SET", 0.40),
+            ("HSET", 0.15),
+            ("INCR", 0.10),
+            ("LPUSH", 0.10),
+            ("LTRIM", 0.05),
+            ("ZADD", 0.10),
+            ("SADD", 0.05),
+            ("DEL", 0.05),
+        ];
+        for (name, promised) in mix {
+            let found = share(name);
+            assert!((found - promised).abs() < 0.01, "{name}: {found} instead of {promised}");
+        }
     }
 }
