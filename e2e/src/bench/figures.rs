@@ -219,8 +219,8 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// The same for programs.
-pub fn document(rows: &[Row], runs: usize, scale: f64) -> Value {
-    json!({ "runs": runs, "scale": scale, "rows": rows.iter().map(Row::json).collect::<Vec<_>>() })
+pub fn document(rows: &[Row], machine: &str, runs: usize, scale: f64) -> Value {
+    json!({ "machine": machine, "runs": runs, "scale": scale, "rows": rows.iter().map(Row::json).collect::<Vec<_>>() })
 }
 
 fn plain(value: Option<f64>) -> String {

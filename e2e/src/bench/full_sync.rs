@@ -1,5 +1,6 @@
 //! Rows of workload F: full sync to a standalone server and to a cluster, its CPU, memory and verification.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -107,26 +108,19 @@ impl Row {
 /// The source with workload F, made once and then loaded from the cache.
 fn source(settings: &Settings) -> Result<Server> {
     let file = settings.cached("rdb");
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let folder = settings.cache.to_string_lossy().into_owned();
-    let config = [("dir", folder.as_str()), ("dbfilename", name.as_str())];
-    if !file.is_file() {
-        say("making workload F");
-        let started = Instant::now();
-        let source = Server::start_with(&config)?;
-        workload::fill(source.port(), settings.scale)?;
-        let memory = source.client()?.info("memory", "used_memory_human")?;
-        // SAVE renames into place, so a cached file is always a whole one.
-        source.client()?.call(&["SAVE"])?;
-        let size = file.metadata()?.len() / 1_000_000;
-        say(&format!("made in {:.1?}: {memory} in memory, RDB {size} MB", started.elapsed()));
-        return Ok(source);
+    if file.is_file() {
+        return Server::holding(&file);
     }
-    let source = Server::start_with(&config)?;
-    poll("the source has loaded workload F", Duration::from_millis(20), LONGEST, || {
-        let loading = source.client()?.info("persistence", "loading")?;
-        Ok((loading == "0").then_some(()))
-    })?;
+    say("making workload F");
+    let started = Instant::now();
+    let source = Server::start()?;
+    workload::fill(source.port(), settings.scale)?;
+    let memory = source.client()?.info("memory", "used_memory_human")?;
+    // Renamed into place, so that a cached file is always a whole one.
+    let partial = file.with_extension("partial");
+    let size = fs::copy(source.save()?, &partial)?;
+    fs::rename(&partial, &file)?;
+    say(&format!("made in {:.1?}: {memory} in memory, RDB {} MB", started.elapsed(), size / 1_000_000));
     Ok(source)
 }
 
@@ -166,7 +160,7 @@ fn replicate(source: &Server) -> Result<f64> {
 fn synchronise(source: &Server, target: &Target, check: bool) -> Result<Sync> {
     source.settle()?;
     let before = target.cpu_seconds()?;
-    let route = Route { source: source.port(), target: target.ports() };
+    let route = Route { source: source.endpoint(), target: target.endpoint()? };
     let mut tool = Tool::start(&Task::UntilInSync, &route)?;
     let seconds = tool.condition("InSync", LONGEST)?.as_secs_f64();
     let target_cpu = target.cpu_seconds()? - before;
@@ -182,7 +176,7 @@ fn synchronise(source: &Server, target: &Target, check: bool) -> Result<Sync> {
 fn compare(source: &Server, target: &Target) -> Result<Sync> {
     source.settle()?;
     let before = target.cpu_seconds()?;
-    let route = Route { source: source.port(), target: target.ports() };
+    let route = Route { source: source.endpoint(), target: target.endpoint()? };
     let usage = Tool::start(&Task::Verify, &route)?.finish(LONGEST)?;
     let target_cpu = target.cpu_seconds()? - before;
     Ok(Sync { seconds: usage.elapsed.as_secs_f64(), cpu: usage.cpu, peak: usage.peak, target_cpu })

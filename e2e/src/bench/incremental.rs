@@ -63,7 +63,7 @@ struct Run {
 
 fn migrate(target: &Target, commands: &[u8], count: u64, check: bool) -> Result<Run> {
     let source = Server::start()?;
-    let route = Route { source: source.port(), target: target.ports() };
+    let route = Route { source: source.endpoint(), target: target.endpoint()? };
     let mut tool = Tool::start(&Task::Follow, &route)?;
     tool.condition("InSync", Duration::from_secs(60))?;
     let cpu = tool.cpu_seconds()?;

@@ -53,7 +53,8 @@ fn replica() -> Result<Vec<f64>> {
 
 fn migrate() -> Result<Vec<f64>> {
     let (source, target) = (Server::start()?, Target::standalone()?);
-    let mut tool = Tool::start(&Task::Follow, &Route { source: source.port(), target: target.ports() })?;
+    let mut tool =
+        Tool::start(&Task::Follow, &Route { source: source.endpoint(), target: target.endpoint()? })?;
     tool.condition("InSync", Duration::from_secs(60))?;
     let times = write_and_watch(&source, &target)?;
     tool.stop()?;

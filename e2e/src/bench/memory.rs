@@ -45,7 +45,8 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
 
 fn migrate(source: &Server, row: &mut Row) -> Result<()> {
     let target = Target::standalone()?;
-    let mut tool = Tool::start(&Task::UntilInSync, &Route { source: source.port(), target: target.ports() })?;
+    let mut tool =
+        Tool::start(&Task::UntilInSync, &Route { source: source.endpoint(), target: target.endpoint()? })?;
     tool.condition("InSync", Duration::from_secs(120))?;
     let usage = tool.finish(Duration::from_secs(30))?;
     row.ours.push(usage.peak as f64 / 1_048_576.0);

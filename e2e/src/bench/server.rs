@@ -1,71 +1,58 @@
-//! Redis servers of a benchmark: empty, on free ports of 127.0.0.1, stopped when dropped.
+//! Servers of a benchmark, on top of the test harness: what a measurement needs to know of them.
 
-use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
+use e2e::{Cluster, Endpoint, Options, Version};
 
-use crate::client::{Client, poll};
+use crate::client::{Client, Reply, poll};
 use crate::process;
 
 const TICK: Duration = Duration::from_millis(5);
 
-/// One running redis-server without persistence of its own.
-pub struct Server {
-    child: Child,
-    port: u16,
-    // Only removed with the server; a source keeps its data set elsewhere.
-    _home: TempDir,
-}
+/// The version that the figures are promised for.
+pub const VERSION: Version = Version::REDIS_7_0;
+
+/// One running server, stopped when dropped.
+pub struct Server(e2e::Server);
 
 impl Server {
     /// An empty server.
     pub fn start() -> Result<Server> {
-        Server::start_with(&[])
+        Ok(Server(options().start()?))
     }
 
-    /// A server with further configuration, as name and value.
-    pub fn start_with(config: &[(&str, &str)]) -> Result<Server> {
-        let home = TempDir::with_prefix("redis-migration-bench-")?;
-        // Between choosing a port and the server binding it, another process may take it.
-        for _ in 0..5 {
-            let port = free_port()?;
-            let mut child = spawn(home.path(), port, config)?;
-            let up = poll("redis-server answers", TICK, Duration::from_secs(120), || {
-                if child.try_wait()?.is_some() {
-                    return Ok(Some(false));
-                }
-                let answer = Client::connect(port).and_then(|mut client| client.call(&["PING"]));
-                Ok(answer.is_ok().then_some(true))
-            });
-            match up {
-                Ok(true) => return Ok(Server { child, port, _home: home }),
-                Ok(false) => continue,
-                Err(error) => {
-                    process::end(&mut child);
-                    return Err(error);
-                }
-            }
-        }
-        let log = fs::read_to_string(home.path().join("log")).unwrap_or_default();
-        bail!("redis-server does not start; its log ends: {}", log.lines().last().unwrap_or("(empty)"))
+    /// A server that has loaded this RDB file.
+    pub fn holding(snapshot: &Path) -> Result<Server> {
+        let server = Server(options().snapshot(snapshot).without_waiting().start()?);
+        poll("the server has loaded its data", Duration::from_millis(20), Duration::from_secs(120), || {
+            let loading = server.client()?.info("persistence", "loading")?;
+            Ok((loading == "0").then_some(()))
+        })?;
+        Ok(server)
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        self.0.endpoint()
     }
 
     pub fn client(&self) -> Result<Client> {
-        Client::connect(self.port)
+        Client::connect(self.port())
+    }
+
+    /// Writes an RDB file that lives as long as the server, and says where.
+    pub fn save(&self) -> Result<PathBuf> {
+        self.0.save()
     }
 
     /// CPU that the server used since it started, in seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        process::cpu_seconds(self.child.id())
+        process::cpu_seconds(self.0.pid().context("the server has ended")?)
     }
 
     /// Waits until the replicas of an earlier measurement are gone, and with them the child that saved for them.
@@ -76,12 +63,6 @@ impl Server {
             let replicas = client.info("replication", "connected_slaves")? != "0";
             Ok((!saving && !replicas).then_some(()))
         })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        process::end(&mut self.child);
     }
 }
 
@@ -98,43 +79,14 @@ impl Target {
 
     /// Three empty masters that agree that every slot is covered.
     pub fn cluster() -> Result<Target> {
-        let mut nodes = Vec::new();
-        let mut buses = Vec::new();
-        for _ in 0..3 {
-            let bus = free_port()?;
-            let config = [
-                ("cluster-enabled", "yes"),
-                ("cluster-port", &bus.to_string()),
-                ("cluster-node-timeout", "5000"),
-            ];
-            nodes.push(Server::start_with(&config)?);
-            buses.push(bus.to_string());
-        }
-        for (index, (node, range)) in nodes.iter().zip(SLOTS).enumerate() {
-            let mut client = node.client()?;
-            client.call(&["CLUSTER", "ADDSLOTSRANGE", range.0, range.1])?;
-            // Equal epochs would be resolved by the servers, but only after seconds.
-            client.call(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()])?;
-            if index > 0 {
-                let first = nodes.first().map(Server::port).unwrap_or_default().to_string();
-                let bus = buses.first().map(String::as_str).unwrap_or_default();
-                client.call(&["CLUSTER", "MEET", "127.0.0.1", &first, bus])?;
-            }
-        }
-        for node in &nodes {
-            let mut client = node.client()?;
-            poll("the cluster covers all slots", TICK, Duration::from_secs(30), || {
-                let text = client.call(&["CLUSTER", "INFO"])?.into_bytes()?;
-                let text = String::from_utf8_lossy(&text).into_owned();
-                let ready = text.contains("cluster_state:ok") && text.contains("cluster_known_nodes:3");
-                Ok(ready.then_some(()))
-            })?;
-        }
-        Ok(Target { nodes })
+        let nodes = Cluster::start_with(options(), 3, 0)?.nodes;
+        Ok(Target { nodes: nodes.into_iter().map(Server).collect() })
     }
 
-    pub fn ports(&self) -> Vec<u16> {
-        self.nodes.iter().map(Server::port).collect()
+    /// By way of the first node.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        let first = self.nodes.first().context("a target without nodes")?.endpoint();
+        Ok(Endpoint { cluster: self.nodes.len() > 1, ..first })
     }
 
     /// CPU of all nodes since they started, in seconds.
@@ -174,12 +126,15 @@ impl Target {
     }
 }
 
-const SLOTS: [(&str, &str); 3] = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
+/// A replica that is slow is to show in the figures, not to be cut off.
+fn options() -> Options {
+    Options::new(VERSION).with("client-output-buffer-limit", "replica 0 0 0")
+}
 
 /// Keys of a server's database 0.
 pub fn dbsize(server: &Server) -> Result<i64> {
     match server.client()?.call(&["DBSIZE"])? {
-        crate::client::Reply::Integer(keys) => Ok(keys),
+        Reply::Integer(keys) => Ok(keys),
         other => bail!("DBSIZE answered {other:?}"),
     }
 }
@@ -216,42 +171,9 @@ fn remove_checkpoints(node: &Server) -> Result<()> {
     }
 }
 
-fn spawn(home: &Path, port: u16, config: &[(&str, &str)]) -> Result<Child> {
-    let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    let mut command = Command::new(&program);
-    command.args([
-        "--port",
-        &port.to_string(),
-        "--bind",
-        "127.0.0.1",
-        "--appendonly",
-        "no",
-        "--daemonize",
-        "no",
-    ]);
-    command.args(["--save", "", "--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"]);
-    // A replica that is slow is to show in the figures, not to be cut off.
-    command.args(["--client-output-buffer-limit", "replica 0 0 0"]);
-    command.arg("--logfile").arg(home.join("log"));
-    if !config.iter().any(|(name, _)| *name == "dir") {
-        command.arg("--dir").arg(home);
-    }
-    for (name, value) in config {
-        command.arg(format!("--{name}")).arg(value);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().with_context(|| format!("start {program} (package redis-server, or REDIS_SERVER=path)"))
-}
-
-/// A port that nobody listened on a moment ago.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Reply;
     use crate::workload;
 
     fn copy_key(from: &mut Client, to: &mut Client, key: &[u8]) -> Result<Reply> {

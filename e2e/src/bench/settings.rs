@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::workload;
+use crate::{server, workload};
 
 /// The command line, resolved.
 pub struct Settings {
@@ -27,11 +27,7 @@ impl Settings {
 
     /// A cached file of this generator at this scale.
     pub fn cached(&self, name: &str) -> PathBuf {
-        self.cache.join(format!("{}.{name}", self.cached_stem()))
-    }
-
-    fn cached_stem(&self) -> String {
-        format!("f-r{}-x{}", workload::REVISION, self.scale)
+        self.cache.join(format!("f-{}-r{}-x{}.{name}", server::VERSION, workload::REVISION, self.scale))
     }
 }
 

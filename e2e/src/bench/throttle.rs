@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use e2e::Endpoint;
 
 /// Small, so that the rate holds over short times too; the kernel's socket buffers come on top.
 const CHUNK: usize = 16 * 1024;
@@ -35,8 +36,9 @@ impl Throttle {
         Ok(Throttle { port })
     }
 
-    pub fn port(&self) -> u16 {
-        self.port
+    /// The proxy as the target that it stands for.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint { address: format!("127.0.0.1:{}", self.port), cluster: false, auth: None }
     }
 }
 
@@ -95,7 +97,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let slow = Throttle::start(listener.local_addr().unwrap().port(), 1_000_000.0).unwrap();
         let started = Instant::now();
-        let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, slow.port())).unwrap();
+        let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, slow.port)).unwrap();
         let sent: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
         let sender = thread::spawn({
             let sent = sent.clone();

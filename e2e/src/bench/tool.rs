@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use e2e::tool::binary;
+use e2e::{Endpoint, Manifest};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -27,10 +28,10 @@ pub enum Task {
     Verify,
 }
 
-/// Where a run reads and writes, as ports of 127.0.0.1.
+/// Where a run reads and writes.
 pub struct Route {
-    pub source: u16,
-    pub target: Vec<u16>,
+    pub source: Endpoint,
+    pub target: Endpoint,
 }
 
 /// What a finished run took.
@@ -54,25 +55,11 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// The binary to measure: REDIS_MIGRATION_BIN, else the release build of this workspace.
-    pub fn binary() -> Result<PathBuf> {
-        if let Some(path) = std::env::var_os("REDIS_MIGRATION_BIN") {
-            return Ok(path.into());
-        }
-        // This program itself is built into the same folder of the same target directory.
-        let beside = std::env::current_exe()?.with_file_name("redis-migration");
-        if !beside.is_file() {
-            bail!("{} is not built: cargo build --release, or set REDIS_MIGRATION_BIN", beside.display());
-        }
-        Ok(beside)
-    }
-
     /// Starts the tool with a fresh data folder.
     pub fn start(task: &Task, route: &Route) -> Result<Tool> {
         let home = TempDir::with_prefix("redis-migration-bench-")?;
-        let manifest = home.path().join("migration.yaml");
-        fs::write(&manifest, manifest_text(task, route))?;
-        let mut command = Command::new(Tool::binary()?);
+        manifest(task, route).write(home.path())?;
+        let mut command = Command::new(binary()?);
         match task {
             Task::Verify => {
                 command.arg("verify");
@@ -86,7 +73,7 @@ impl Tool {
                 command.arg("--data-dir").arg(home.path().join("data"));
             }
         }
-        command.arg("-f").arg(&manifest).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg("-f").arg(home.path().join("migration.yaml")).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(File::create(home.path().join("stderr"))?);
         let started = Instant::now();
         let mut child = command.spawn()?;
@@ -187,23 +174,11 @@ impl Drop for Tool {
     }
 }
 
-fn manifest_text(task: &Task, route: &Route) -> String {
-    let topology = if route.target.len() > 1 { "Cluster" } else { "Standalone" };
-    let nodes: Vec<_> = route.target.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+fn manifest(task: &Task, route: &Route) -> Manifest {
     let mode = if matches!(task, Task::Verify) { "Full" } else { "Off" };
-    format!(
-        r#"apiVersion: redis-migration.io/v1alpha1
-kind: RedisMigration
-metadata: {{name: bench}}
-spec:
-  source: {{type: Replication, redis: {{topology: Standalone, endpoints: ["127.0.0.1:{source}"]}}}}
-  target: {{type: Redis, redis: {{topology: {topology}, endpoints: [{nodes}]}}, existingKeys: Fail}}
-  verification: {{mode: "{mode}"}}
-  cutover: {{mode: Never}}
-"#,
-        source = route.source,
-        nodes = nodes.join(", "),
-    )
+    Manifest::between(&route.source, &route.target)
+        .set("/spec/verification/mode", mode)
+        .set("/spec/target/existingKeys", "Fail")
 }
 
 fn is_true(line: &Value, condition: &str) -> bool {

@@ -132,9 +132,9 @@ pub fn huge_string(port: u16, scale: f64, compressible: bool) -> Result<()> {
         let mut value = Vec::with_capacity(size as usize + 8);
         while (value.len() as u64) < size {
             if compressible {
-                let _ = write!(
+                let _ = writeln!(
                     value,
-                    "{{\"line\":{},\"state\":\"ready\",\"note\":\"nothing to report\"}}\n",
+                    "{{\"line\":{},\"state\":\"ready\",\"note\":\"nothing to report\"}}",
                     random.next() % 1000
                 );
             } else {

@@ -77,6 +77,8 @@ const GROUPS: [Group; 5] = [
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let settings = settings(&arguments)?;
+    let machine = machine();
+    println!("{machine}");
     let mut rows = Vec::new();
     let mut failed = false;
     for (names, measure) in GROUPS.iter().filter(|(names, _)| settings.wants_any(names)) {
@@ -91,11 +93,21 @@ fn main() -> Result<ExitCode> {
     }
     print!("{}", figures::table(&rows));
     if let Some(file) = &arguments.json {
-        let document = figures::document(&rows, settings.runs, settings.scale);
+        let document = figures::document(&rows, &machine, settings.runs, settings.scale);
         fs::write(file, format!("{document:#}\n")).with_context(|| format!("write {}", file.display()))?;
     }
     failed |= rows.iter().any(|row| matches!(row.verdict(), Verdict::Missed | Verdict::Failed));
     Ok(if arguments.strict && failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What the seconds below depend on; the ratios should not.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?").to_owned();
+    let busy = load.parse::<f64>().is_ok_and(|load| load > 0.5);
+    let warning = if busy { ": OTHERS ARE AT WORK, the figures are worth little" } else { "" };
+    format!("{} on {cores} cores, load before the start {load}{warning}", server::VERSION)
 }
 
 fn settings(arguments: &Arguments) -> Result<Settings> {
@@ -107,7 +119,7 @@ fn settings(arguments: &Arguments) -> Result<Settings> {
         bail!("--scale is above 0 and at most 10, --runs at least 1");
     }
     if !arguments.limits_only {
-        tool::Tool::binary()?;
+        e2e::tool::binary()?;
     }
     let cache =
         std::env::var_os("REDIS_MIGRATION_CACHE").map_or_else(|| PathBuf::from(".cache"), PathBuf::from);
