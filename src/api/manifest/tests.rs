@@ -108,7 +108,13 @@ fn faults_are_named_with_their_place() {
             format!(
                 "{HEAD}spec:\n  source: {{type: Replication, redis: {{endpoints: [\"redis\"]}}}}\n{TARGET}"
             ),
-            "m.yaml:5:51: spec.source.redis.endpoints[0]: \"redis\" is no address; allowed: host:port, [IPv6]:port",
+            "m.yaml:5:51: spec.source.redis.endpoints[0]: \"redis\" has no port; write host:port",
+        ),
+        (
+            format!(
+                "{HEAD}spec:\n  source: {{type: Replication, redis: {{endpoints: [\"redis://:sesame@a:1\"]}}}}\n{TARGET}"
+            ),
+            "m.yaml:5:51: spec.source.redis.endpoints[0]: is a URL; allowed: host:port, user and password belong under auth",
         ),
         (
             format!(
