@@ -1,6 +1,8 @@
 //! RESP2: command frames out of a byte stream, replies, and the encoding of both.
 //! Protocol source: Redis documentation "Redis serialization protocol specification".
 
+pub mod counter;
+pub mod frame;
 pub mod reply;
 pub mod verdict;
 
