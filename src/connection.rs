@@ -1,28 +1,28 @@
 //! TCP and TLS conversations with one server: dial, AUTH, RESP2 calls, timeouts.
+//!
+//! [`Dialer`] opens a [`Connection`], whose commands are answered in order. Replication and target
+//! lanes take the bare [`Stream`] out of it with [`Connection::into_parts`].
+
+mod address;
+mod conversation;
+mod dial;
+mod error;
+mod secret;
+mod stream;
+#[cfg(test)]
+pub(crate) mod test_server;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 
-/// Host and port of one server. Displays as `host:port`, IPv6 hosts in brackets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address {
-    pub host: String,
-    pub port: u16,
-}
-
-/// A secret that is read when it is needed, so that a rotated file needs no restart. Never printed.
-#[derive(Clone)]
-pub enum Secret {
-    Literal(Vec<u8>),
-    File(PathBuf),
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
+pub use address::{Address, AddressError};
+pub use conversation::Connection;
+pub use dial::Dialer;
+pub use error::ConnectionError;
+pub use secret::{Secret, SecretError};
+pub use stream::Stream;
 
 /// Password, and the ACL user it belongs to (`None`: the default user).
 #[derive(Clone, Debug)]

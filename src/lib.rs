@@ -2,10 +2,14 @@
 //! what arrives, and replays it onto the target. Modules in the order data flows.
 
 pub mod api;
+mod backoff;
+mod clock;
 pub mod command;
 pub mod connection;
 pub mod migration;
 pub mod preflight;
+#[cfg(test)]
+mod purity;
 pub mod rdb;
 pub mod resp;
 pub mod slot;

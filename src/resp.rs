@@ -1,6 +1,14 @@
 //! RESP2: command frames out of a byte stream, replies, and the encoding of both.
 //! Protocol source: Redis documentation "Redis serialization protocol specification".
 
+pub mod counter;
+pub mod frame;
+pub mod reply;
+pub mod verdict;
+
+pub use reply::{ReplyDecoder, ReplyExtent, RespError, parse_reply};
+pub use verdict::{Next, ReplyVerdict};
+
 use bytes::Bytes;
 
 /// One argument's place inside its frame: `frame[start..end]`.

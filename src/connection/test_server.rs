@@ -1,0 +1,209 @@
+//! Real servers for tests: on 127.0.0.1, on a free port, gone when dropped.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: Address,
+    /// Set when started with TLS: the port of `address` then speaks TLS.
+    pub(crate) dir: TempDir,
+}
+
+impl Server {
+    /// Starts `redis-server` with these further arguments and waits until it takes connections.
+    pub(crate) fn start(args: &[&str]) -> Server {
+        Server::start_with(free_port(), "port", args)
+    }
+
+    /// The port speaks TLS with `certificates`' server certificate.
+    pub(crate) fn start_tls(certificates: &Certificates, args: &[&str]) -> Server {
+        let path = |name: &str| certificates.path(name).display().to_string();
+        let (cert, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
+        let mut all = vec!["--port", "0", "--tls-cert-file", &cert, "--tls-key-file", &key];
+        all.extend(["--tls-ca-cert-file", &ca]);
+        all.extend(args);
+        Server::start_with(free_port(), "tls-port", &all)
+    }
+
+    pub(crate) fn start_sentinel(master: &Address, name: &str, lines: &[&str]) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let config = dir.path().join("sentinel.conf");
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor {name} {} {} 1\n{}\n",
+            master.host,
+            master.port,
+            lines.join("\n")
+        );
+        std::fs::write(&config, text).unwrap();
+        Server::spawn(dir, port, &[&config.display().to_string(), "--sentinel"])
+    }
+
+    pub(crate) fn access(&self) -> RedisAccess {
+        plain_access(&self.address)
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Dialer::new(self.access(), "test").connect(&self.address).await.unwrap()
+    }
+
+    fn start_with(port: u16, port_option: &str, args: &[&str]) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let (option, number) = (format!("--{port_option}"), port.to_string());
+        let mut all =
+            vec![option.as_str(), &number, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        all.extend(args);
+        Server::spawn(dir, port, &all)
+    }
+
+    fn spawn(dir: TempDir, port: u16, args: &[&str]) -> Server {
+        let log = File::create(dir.path().join("log")).unwrap();
+        let child = Command::new("redis-server")
+            .args(args)
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("redis-server must be installed");
+        let mut server = Server { child, address: Address::new("127.0.0.1", port), dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let log = || std::fs::read_to_string(server.dir.path().join("log")).unwrap_or_default();
+            assert!(server.child.try_wait().unwrap().is_none(), "the server ended: {}", log());
+            assert!(Instant::now() < deadline, "the server does not listen: {}", log());
+            std::thread::yield_now();
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn plain_access(address: &Address) -> RedisAccess {
+    RedisAccess {
+        topology: TopologyChoice::Auto,
+        endpoints: vec![address.clone()],
+        sentinel: None,
+        credentials: None,
+        tls: None,
+        endpoint_map: BTreeMap::new(),
+    }
+}
+
+/// Cluster nodes need port + 10000 for their bus.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if port < 55000 && TcpListener::bind(("127.0.0.1", port + 10000)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Asks again and again, until `attempt` gives a value.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(value) = attempt().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A CA, a server certificate for `redis.test` and 127.0.0.1, and a client certificate, made by openssl.
+pub(crate) struct Certificates(TempDir);
+
+impl Certificates {
+    pub(crate) fn make() -> Certificates {
+        let made = Certificates(tempfile::tempdir().unwrap());
+        made.openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test CA",
+        ]);
+        made.signed("server", "subjectAltName=DNS:redis.test,IP:127.0.0.1");
+        made.signed("client", "extendedKeyUsage=clientAuth");
+        made
+    }
+
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn secret(&self, name: &str) -> Option<Secret> {
+        Some(Secret::File(self.path(name)))
+    }
+
+    fn signed(&self, name: &str, extension: &str) {
+        let (key, request, certificate) =
+            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+        self.openssl(&[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            &key,
+            "-out",
+            &request,
+            "-subj",
+            &format!("/CN={name}"),
+        ]);
+        std::fs::write(self.path("extension"), extension).unwrap();
+        self.openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            &certificate,
+            "-days",
+            "2",
+            "-extfile",
+            "extension",
+        ]);
+    }
+
+    fn openssl(&self, args: &[&str]) {
+        let run = Command::new("openssl").args(args).current_dir(self.0.path()).output();
+        let run = run.expect("openssl must be installed");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+}

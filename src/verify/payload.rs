@@ -1,0 +1,76 @@
+//! PURE. Whether two DUMP payloads hold the same value.
+//!
+//! Equal bytes prove it. Unequal ones prove nothing: sets and hashes depend on insertion order and
+//! encoding, versions on each other; then both are decoded and compared by what they hold.
+
+use std::hash::{Hash, Hasher};
+
+use crate::version::Flavor;
+
+/// RDB version and checksum, behind every payload.
+const FOOTER: usize = 10;
+
+/// True when the payloads hold equal bytes before their footers, or equal values.
+pub(super) fn equal(ours: (&[u8], Flavor), theirs: (&[u8], Flavor)) -> bool {
+    if let (Some(a), Some(b)) = (body(ours.0), body(theirs.0))
+        && a == b
+    {
+        return true;
+    }
+    match (digest(ours.0, ours.1), digest(theirs.0, theirs.1)) {
+        (Some(ours), Some(theirs)) => ours.agrees(&theirs),
+        _ => false,
+    }
+}
+
+/// Stands for a value that is not kept.
+#[derive(Clone, Debug)]
+pub(super) struct ValueMark {
+    /// Of the payload's bytes, without the footer.
+    bytes: u64,
+    length: usize,
+    /// `None`: of a type that cannot be decoded, such as a module's.
+    digest: Option<ValueDigest>,
+}
+
+impl ValueMark {
+    pub fn of(payload: &[u8], flavor: Flavor) -> Self {
+        let body = body(payload).unwrap_or_default();
+        let mut hasher = std::hash::DefaultHasher::new();
+        body.hash(&mut hasher);
+        Self { bytes: hasher.finish(), length: body.len(), digest: digest(payload, flavor) }
+    }
+
+    pub fn agrees(&self, other: &ValueMark) -> bool {
+        if self.length == other.length && self.bytes == other.bytes {
+            return true;
+        }
+        match (&self.digest, &other.digest) {
+            (Some(a), Some(b)) => a.agrees(b),
+            _ => false,
+        }
+    }
+
+    /// False for a value of which only the bytes can be compared.
+    pub fn is_decoded(&self) -> bool {
+        self.digest.is_some()
+    }
+}
+
+fn body(payload: &[u8]) -> Option<&[u8]> {
+    payload.get(..payload.len().checked_sub(FOOTER)?)
+}
+
+fn digest(_payload: &[u8], _flavor: Flavor) -> Option<ValueDigest> {
+    None
+}
+
+/// Until values are decoded, only equal bytes are equal.
+#[derive(Clone, Debug)]
+struct ValueDigest;
+
+impl ValueDigest {
+    fn agrees(&self, _other: &Self) -> bool {
+        true
+    }
+}
