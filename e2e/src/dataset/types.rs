@@ -248,6 +248,25 @@ pub(super) fn large(sink: &mut Sink, count: usize, length: usize) -> Result<()> 
     sink.flush()
 }
 
+/// Mostly strings, as in most databases.
+pub(super) fn many(sink: &mut Sink, count: usize) -> Result<()> {
+    for i in 0..count {
+        let key = format!("many:{i}");
+        let length = sink.random.random_range(10..200);
+        let value = sink.prose(length);
+        let number = i.to_string();
+        match i % 10 {
+            0 => sink.add(&key, args!["HMSET", key, "name", value, "id", number, "state", "paid"])?,
+            1 => sink.add(&key, args!["RPUSH", key, number, value, "b", "c"])?,
+            2 => sink.add(&key, args!["SADD", key, number, "red", "green"])?,
+            3 => sink.add(&key, args!["ZADD", key, number, "a", "2.5", value])?,
+            4 => sink.add(&key, args!["SETEX", key, "86400", value])?,
+            _ => sink.add(&key, args!["SET", key, value])?,
+        }
+    }
+    Ok(())
+}
+
 /// Libraries live on every node; a cluster gets the same ones everywhere.
 pub(super) fn functions(client: &mut Client) -> Result<()> {
     if client.version.has(7, 0) {
