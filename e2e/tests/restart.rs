@@ -62,15 +62,16 @@ fn sigterm_then_resume_to_cluster() -> Result<()> {
 #[test]
 fn sigterm_during_full_sync() -> Result<()> {
     let (source, target) = (source()?, Server::start(VERSION)?);
-    let manifest =
-        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/limits/keysPerSecond", 100);
+    let mut conn = source.conn()?;
+    conn.run(args!["CONFIG", "SET", "rdb-key-save-delay", "20000"])?;
+    let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
     let tool = Tool::run(&manifest, &[])?;
     let folder = Arc::clone(&tool.folder);
     tool.wait_for("a part of the keys", PATIENCE, |status| {
         status["progress"]["keysApplied"].as_i64().unwrap_or(0) > 10
     })?;
     stop(tool)?;
-    let manifest = manifest.set("/spec/limits/keysPerSecond", 0);
+    conn.run(args!["CONFIG", "SET", "rdb-key-save-delay", "0"])?;
     Tool::run_in(folder, &manifest, &["--until", "InSync"])?.expect_exit(0, PATIENCE)?;
     wait_equal(&source.endpoint(), &target.endpoint(), Duration::ZERO).map(drop)
 }

@@ -60,7 +60,7 @@ fn strings(sink: &mut Sink, round: usize) -> Result<()> {
     }
     // Sparse, and dense in every fourth.
     let key = format!("hll:{round}");
-    let items: Vec<Vec<u8>> = (0..if round % 4 == 0 { 5_000 } else { 30 })
+    let items: Vec<Vec<u8>> = (0..if round.is_multiple_of(4) { 5_000 } else { 30 })
         .map(|_| sink.random.random_range(0..1_000_000).to_string().into_bytes())
         .collect();
     add_all(sink, "PFADD", &key, &items)?;
