@@ -11,6 +11,7 @@ pub mod preflight;
 #[cfg(test)]
 mod purity;
 pub mod rdb;
+pub mod report;
 pub mod resp;
 pub mod slot;
 pub mod source;

@@ -1,4 +1,14 @@
-//! Logs, metrics and the HTTP endpoints.
+//! Logs, metrics and the HTTP endpoints. All of it reads what the engine publishes; none of it is
+//! on the way of the data.
+
+pub mod http;
+pub mod logging;
+pub mod metrics;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::api::Status;
 
 /// What the engine knows beyond the status; published by the engine, read by `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,4 +35,29 @@ pub struct ShardGauges {
     pub spool_memory_bytes: u64,
     /// Bytes of the spool held on disk now.
     pub spool_disk_bytes: u64,
+}
+
+/// One migration as it can be watched from outside.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub name: String,
+    pub namespace: String,
+    pub status: watch::Receiver<Status>,
+    pub gauges: watch::Receiver<EngineGauges>,
+}
+
+/// A line of `--output json`, and an element of `/metric`.
+#[derive(Serialize)]
+pub struct StatusLine<'a> {
+    pub name: &'a str,
+    pub namespace: &'a str,
+    pub status: &'a Status,
+}
+
+impl StatusLine<'_> {
+    /// Without a newline, within or at the end.
+    pub fn to_json(&self) -> String {
+        // Strings and integers only: there is nothing in it that JSON cannot say.
+        serde_json::to_string(self).unwrap_or_default()
+    }
 }

@@ -84,3 +84,20 @@ pub struct FailurePolicyPlan {
     pub on_full_resync: FullResyncPolicy,
     pub max_quarantined: u64,
 }
+
+mod refuse;
+mod validate;
+
+pub use validate::{DEFAULT_NAMESPACE, validate};
+
+/// One fault of a spec.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct SpecFault {
+    /// Such as `spec.source.redis.endpoints[0]`.
+    pub path: String,
+    /// The fault, and what is allowed or to be done. Names secrets, never shows them.
+    pub message: String,
+    /// A Secret or a key in it that is not there, rather than a wrong field: it may come later.
+    pub secret_missing: bool,
+}

@@ -30,6 +30,7 @@ pub struct SourceRedis {
     /// User and password; left out when the server asks for none.
     #[serde(default)]
     pub auth: Auth,
+    /// Transport encryption.
     #[serde(default)]
     pub tls: Tls,
     /// PreferReplica spares the master: of its replicas the one with the highest offset is read.
@@ -69,6 +70,7 @@ pub struct TargetRedis {
     /// User and password; left out when the server asks for none.
     #[serde(default)]
     pub auth: Auth,
+    /// Transport encryption.
     #[serde(default)]
     pub tls: Tls,
     /// Announced address → reachable address, for servers behind a proxy or NAT.
@@ -133,6 +135,7 @@ pub struct Auth {
     .message("tls: cannot be changed, secret references aside")
 )]
 pub struct Tls {
+    /// Whether to speak TLS.
     #[serde(default)]
     pub enabled: bool,
     /// Certificate authority, PEM; left out: the system's.
@@ -155,8 +158,10 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
+    /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// Key in its data.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
@@ -165,6 +170,7 @@ pub struct SecretKeyRef {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
+    /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }

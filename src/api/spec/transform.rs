@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Filter {
+    /// Databases on the source.
     pub databases: Databases,
+    /// Keys by name.
     pub keys: FilterKeys,
+    /// Commands by name.
     pub commands: FilterCommands,
+    /// A script that decides on each key.
     pub lua: Lua,
 }
 
@@ -80,6 +84,8 @@ pub struct Lua {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap.
     pub name: String,
+    /// Key in its data.
     pub key: String,
 }
