@@ -72,12 +72,7 @@ fn good_manifest_reaches_the_network() -> Result<()> {
 #[test]
 fn bad_manifests_exit_2() -> Result<()> {
     let faults: [(&str, &str, &str, &[&str]); 14] = [
-        (
-            "unknown field",
-            "type: Replication",
-            "type: Replication\n    flavour: sweet",
-            &["flavour", "line 7"],
-        ),
+        ("unknown field", "type: Replication", "type: Replication\n    flavour: sweet", &["flavour", ":7:"]),
         ("wrong kind", "kind: RedisMigration", "kind: RedisMigratoin", &["RedisMigratoin"]),
         ("wrong version", "v1alpha1", "v7", &["v7"]),
         ("unknown type", "type: Redis\n", "type: Postgres\n", &["Postgres", "Redis"]),
@@ -94,7 +89,7 @@ fn bad_manifests_exit_2() -> Result<()> {
             "name: orders-orders-orders-orders-orders-orders-orders-orders",
             &["52"],
         ),
-        ("not yaml", "metadata: {", "metadata: {{", &["line 3"]),
+        ("not yaml", "metadata: {", "metadata: {{", &[":3:"]),
         (
             "text for a number",
             "spec:\n",
@@ -102,15 +97,15 @@ fn bad_manifests_exit_2() -> Result<()> {
             &["keysPerSecond", "many"],
         ),
     ];
+    let mut failures = Vec::new();
     for (what, old, new, words) in faults {
         assert!(GOOD.contains(old));
         let (code, said) = check(&GOOD.replacen(old, new, 1))?;
-        assert_eq!(code, 2, "{what}: {said}");
-        for word in words {
-            assert!(said.contains(word), "{what}: {word:?} is not in: {said}");
+        if code != 2 || said.contains("panicked") || words.iter().any(|word| !said.contains(word)) {
+            failures.push(format!("{what}: exit code {code}, wanted {words:?}: {said}"));
         }
-        assert!(!said.contains("panicked"), "{what}: {said}");
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
 }
 
