@@ -78,7 +78,12 @@ fn bad_manifests_exit_2() -> Result<()> {
         ("unknown type", "type: Redis\n", "type: Postgres\n", &["Postgres", "Redis"]),
         ("no endpoint", "[\"127.0.0.1:1\"]", "[]", &["endpoints"]),
         ("no port", "127.0.0.1:1", "127.0.0.1", &["127.0.0.1", "port"]),
-        ("wrong quantity", "spec:\n", "spec:\n  limits: {spoolMemory: 12Quux}\n", &["spoolMemory", "12Quux"]),
+        (
+            "wrong quantity",
+            "spec:\n",
+            "spec:\n  limits: {spoolMemory: 12Quux}\n",
+            &[":5:", "spoolMemory", "64Mi"],
+        ),
         ("wrong mode", "spec:\n", "spec:\n  verification: {mode: Partly}\n", &["Partly", "Sample"]),
         ("wrong union", "type: Replication", "type: RdbFile", &["RdbFile", "rdbFile"]),
         ("not built yet", "spec:\n", "spec:\n  filter: {keys: {include: [{prefix: a}]}}\n", &["filter"]),
@@ -94,7 +99,7 @@ fn bad_manifests_exit_2() -> Result<()> {
             "text for a number",
             "spec:\n",
             "spec:\n  limits: {keysPerSecond: many}\n",
-            &["keysPerSecond", "many"],
+            &[":5:", "keysPerSecond", "number"],
         ),
     ];
     let mut failures = Vec::new();

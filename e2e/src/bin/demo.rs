@@ -77,7 +77,12 @@ fn demo() -> Result<()> {
 
 /// `redis-migration run` with its output on our terminal, to its end.
 fn run(manifest: &Path, source: &Server, further: &[&str]) -> Result<()> {
-    say(&format!("redis-migration run -f examples/standalone-to-cluster.yaml {}", further.join(" ")));
+    say(&["redis-migration run -f examples/standalone-to-cluster.yaml"]
+        .iter()
+        .chain(further)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(" "));
     let mut child = Command::new(binary()?)
         .arg("run")
         .arg("-f")
