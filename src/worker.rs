@@ -164,6 +164,6 @@ pub async fn run(
         error = link.run(writer) => Err(error.into()),
         stopped = applier.run(drain) => stopped,
     };
-    progress.numbers.send_modify(|numbers| numbers.phase = ShardPhase::Stopped);
+    progress.numbers.send_modify(|numbers| numbers.stopped = true);
     result
 }

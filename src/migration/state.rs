@@ -209,7 +209,7 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
         phase: match numbers.phase {
             ShardPhase::Pending => Phase::Pending,
             ShardPhase::FullSync => Phase::FullSync,
-            ShardPhase::IncrementalSync | ShardPhase::Stopped => Phase::IncrementalSync,
+            ShardPhase::IncrementalSync => Phase::IncrementalSync,
         },
         replication_id: numbers.replication_id.clone(),
         received_offset: numbers.received_offset,

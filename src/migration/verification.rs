@@ -33,7 +33,7 @@ pub async fn settle(shards: &[Shard]) {
         // An error means that the worker is gone: its own result says why.
         let _ = numbers
             .wait_for(|numbers| {
-                numbers.phase == ShardPhase::Stopped
+                numbers.stopped
                     || (numbers.phase == ShardPhase::IncrementalSync
                         && match offset {
                             Some(offset) => numbers.applied_offset >= offset,

@@ -17,13 +17,14 @@ pub enum ShardPhase {
     Pending,
     FullSync,
     IncrementalSync,
-    Stopped,
 }
 
 /// Numbers of one shard at one moment. All are monotonic within one full sync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     pub phase: ShardPhase,
+    /// The worker is over; the numbers stay as it left them.
+    pub stopped: bool,
     pub replication_id: String,
     /// Keys of the snapshot that stand on the target.
     pub keys: u64,
