@@ -97,18 +97,17 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         checks::not_the_same(source, target)?;
-        if let Some(types) = version_gap(source.topology.server, target.topology.server) {
-            let (source, target) = (source.topology.server, target.topology.server);
-            return Err(PreflightError::Unloadable { source_version: source, target_version: target, types });
+        if let Some(what) = version_gap(source.topology.server, target.topology.server) {
+            return Err(PreflightError::Unloadable { what });
         }
         checks::databases(input, source, target)?;
         checks::memory(input.filtered, source, target, &mut warnings)?;
         checks::modules(source, target, &mut warnings);
     }
-    if let (Some(side), Some(target)) = (&input.target, &target) {
-        if side.must_be_empty {
-            survey::empty(&quick(&side.dialer), &target.servers).await?;
-        }
+    if let (Some(side), Some(target)) = (&input.target, &target)
+        && side.must_be_empty
+    {
+        survey::empty(&quick(&side.dialer), &target.servers).await?;
     }
     Ok(PreflightReport {
         source: source.map(|side| SourceReport {
