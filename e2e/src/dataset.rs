@@ -19,13 +19,15 @@ pub struct Dataset {
     pub large: usize,
     /// Bytes of the largest string.
     pub long: usize,
+    /// Further small keys of the old types, to have many.
+    pub many: usize,
     /// Databases other than 0 to write to too (never in a cluster).
     pub databases: Vec<u32>,
 }
 
 impl Default for Dataset {
     fn default() -> Self {
-        Self { seed: 1, rounds: 20, large: 2_000, long: 1 << 20, databases: vec![1, 9] }
+        Self { seed: 1, rounds: 20, large: 2_000, long: 1 << 20, many: 0, databases: vec![1, 9] }
     }
 }
 
@@ -57,6 +59,7 @@ impl Dataset {
             }
             if i == 0 {
                 types::large(&mut sink, self.large, self.long)?;
+                types::many(&mut sink, self.many)?;
             }
             sink.flush()?;
         }

@@ -18,6 +18,7 @@ pub mod dataset;
 pub mod load;
 pub mod manifest;
 pub mod proxy;
+pub mod scenario;
 pub mod sentinel;
 pub mod server;
 pub mod tls;

@@ -215,7 +215,7 @@ impl Server {
         // Complaints about the configuration come before the log file is open.
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log"))?;
         let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
-        reaper::watch(child.id(), self.port);
+        reaper::watch(child.id(), self.port, self.folder.path());
         self.child = Some(child);
         let wait = self.options.wait;
         wait_until("start of the server", START, || {

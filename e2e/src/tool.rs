@@ -38,7 +38,7 @@ impl Finished {
     /// The last status that was printed.
     pub fn status(&self) -> Result<Value> {
         let line = self.stdout.lines().rev().find(|line| line.starts_with('{')).context("no status line")?;
-        Ok(serde_json::from_str::<Value>(line)?["status"].take())
+        serde_json::from_str::<Value>(line)?.get("status").cloned().context("a line without a status")
     }
 }
 
@@ -72,9 +72,23 @@ impl Tool {
 
     /// The same in the folder of an earlier run, whose data it finds.
     pub fn run_in(folder: Arc<TempDir>, manifest: &Manifest, further: &[&str]) -> Result<Self> {
+        Self::spawn(folder, manifest, further, &[])
+    }
+
+    pub fn run_with_env(manifest: &Manifest, further: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        Self::spawn(Arc::new(tempfile::tempdir()?), manifest, further, env)
+    }
+
+    fn spawn(
+        folder: Arc<TempDir>,
+        manifest: &Manifest,
+        further: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut arguments = vec!["--output", "json", "--listen", "127.0.0.1:0"];
         arguments.extend(further);
-        let mut child = command("run", folder.path(), manifest, &arguments)?.spawn()?;
+        let mut child =
+            command("run", folder.path(), manifest, &arguments)?.envs(env.iter().copied()).spawn()?;
         let seen = Arc::new((Mutex::<Seen>::default(), Condvar::new()));
         let stdout = child.stdout.take().context("no stdout")?;
         let stderr = child.stderr.take().context("no stderr")?;

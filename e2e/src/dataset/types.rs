@@ -60,7 +60,7 @@ fn strings(sink: &mut Sink, round: usize) -> Result<()> {
     }
     // Sparse, and dense in every fourth.
     let key = format!("hll:{round}");
-    let items: Vec<Vec<u8>> = (0..if round % 4 == 0 { 5_000 } else { 30 })
+    let items: Vec<Vec<u8>> = (0..if round.is_multiple_of(4) { 5_000 } else { 30 })
         .map(|_| sink.random.random_range(0..1_000_000).to_string().into_bytes())
         .collect();
     add_all(sink, "PFADD", &key, &items)?;
@@ -246,6 +246,25 @@ pub(super) fn large(sink: &mut Sink, count: usize, length: usize) -> Result<()> 
         sink.add("large:stream", args!["XREADGROUP", "GROUP", "all", "one", "STREAMS", "large:stream", ">"])?;
     }
     sink.flush()
+}
+
+/// Mostly strings, as in most databases.
+pub(super) fn many(sink: &mut Sink, count: usize) -> Result<()> {
+    for i in 0..count {
+        let key = format!("many:{i}");
+        let length = sink.random.random_range(10..200);
+        let value = sink.prose(length);
+        let number = i.to_string();
+        match i % 10 {
+            0 => sink.add(&key, args!["HMSET", key, "name", value, "id", number, "state", "paid"])?,
+            1 => sink.add(&key, args!["RPUSH", key, number, value, "b", "c"])?,
+            2 => sink.add(&key, args!["SADD", key, number, "red", "green"])?,
+            3 => sink.add(&key, args!["ZADD", key, number, "a", "2.5", value])?,
+            4 => sink.add(&key, args!["SETEX", key, "86400", value])?,
+            _ => sink.add(&key, args!["SET", key, value])?,
+        }
+    }
+    Ok(())
 }
 
 /// Libraries live on every node; a cluster gets the same ones everywhere.
