@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::connection::{Address, Dialer, RedisAccess};
+use crate::rdb::compat::unloadable;
 use crate::topology::{Role, Topology, discover, pick_source};
-use crate::version::ServerVersion;
 
 pub use error::PreflightError;
 use survey::{Survey, survey};
@@ -97,8 +97,8 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         checks::not_the_same(source, target)?;
-        if let Some(what) = version_gap(source.topology.server, target.topology.server) {
-            return Err(PreflightError::Unloadable { what });
+        if let Some(what) = unloadable(source.topology.server, target.topology.server) {
+            return Err(PreflightError::Unloadable { what: what.to_string() });
         }
         checks::databases(input, source, target)?;
         checks::memory(input.filtered, source, target, &mut warnings)?;
@@ -159,11 +159,6 @@ async fn look_at_target(side: Option<&TargetSide>) -> Result<Option<Side>, Prefl
     let surveys = masters.map(|address| survey(&dialer, address, Role::Target, None));
     let servers = futures::future::try_join_all(surveys).await?;
     Ok(Some(Side { topology, servers }))
-}
-
-/// What the source may hold that the target cannot load.
-fn version_gap(_source: ServerVersion, _target: ServerVersion) -> Option<String> {
-    None
 }
 
 fn quick(dialer: &Dialer) -> Dialer {

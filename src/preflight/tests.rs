@@ -283,3 +283,17 @@ async fn servers_of_every_version_are_understood() {
         assert!(matches!(error, PreflightError::SameServer { .. }), "{name}: {error}");
     }
 }
+
+#[tokio::test]
+async fn a_target_too_old_for_the_source() {
+    let servers: BTreeMap<_, _> = Server::cached().into_iter().collect();
+    let Some(old) = servers.get("redis-5.0.6") else { return };
+    let (source, target) = (Server::start(&[]), Server::start_program(old));
+    let error = fault(&input(source.access(), target.access())).await;
+    let text = error.to_string();
+    assert!(matches!(error, PreflightError::Unloadable { .. }), "{text}");
+    assert!(text.contains("Redis 7.0.15") && text.contains("Redis 5.0.6"), "{text}");
+    preflight(&input(target.access(), source.access()))
+        .await
+        .expect("the newer server takes the older one's data");
+}
