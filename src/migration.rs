@@ -1,5 +1,12 @@
 //! One migration from preflight to its outcome: all shard workers, the phases, verification, cutover.
 
+mod checkpoints;
+mod coordinator;
+mod cutover;
+mod setup;
+mod state;
+mod verification;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -94,28 +101,26 @@ pub struct MigrationError {
 
 /// Moves the data and follows the source until the outcome.
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
-    drop((plan, options, observers));
-    not_built("run")
+    let mut stop = options.stop.clone();
+    let at_once = async move {
+        // An error means that nobody can ask any more.
+        if stop.wait_for(|stop| *stop == StopRequest::Now).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        outcome = coordinator::run(plan, options, observers) => outcome,
+        () = at_once => Outcome::Stopped,
+    }
 }
 
 /// Preflight only; changes nothing.
 pub async fn check(plan: Arc<Plan>) -> Result<CheckReport, MigrationError> {
-    drop(plan);
-    Err(MigrationError {
-        reason: crate::api::conditions::reason::PREFLIGHT_FAILED,
-        message: "check: not supported by this version yet".to_owned(),
-    })
+    let report = setup::preflight(&plan, true).await?;
+    Ok(setup::findings(&plan, &report))
 }
 
 /// Compares both sides now; changes nothing.
 pub async fn verify(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
-    drop((plan, options, observers));
-    not_built("verify")
-}
-
-fn not_built(what: &str) -> Outcome {
-    Outcome::Failed {
-        reason: crate::api::conditions::reason::ABORTED,
-        message: format!("{what}: not supported by this version yet"),
-    }
+    verification::run_alone(plan, options, observers).await
 }

@@ -117,6 +117,19 @@ impl TopologyError {
         }
     }
 
+    pub fn role(&self) -> Role {
+        match self {
+            Self::NoEndpoint { role, .. }
+            | Self::Connection { role, .. }
+            | Self::WrongKind { role, .. }
+            | Self::SentinelMasterUnset { role, .. }
+            | Self::UnknownMaster { role, .. }
+            | Self::NotMaster { role, .. }
+            | Self::BadNodes { role, .. }
+            | Self::NoVersion { role, .. } => *role,
+        }
+    }
+
     /// What happened on the wire, where that is the cause.
     pub fn connection(&self) -> Option<&ConnectionError> {
         match self {
@@ -214,7 +227,7 @@ pub(crate) async fn databases(connection: &mut Connection, info: &ServerInfo) ->
     // Valkey 9; a cluster before that has one.
     match config(connection, "cluster-databases").await {
         Some(number) => number.parse().ok(),
-        None => Some(1),
+        None => info.version.is_none_or(|version| version.major < 9).then_some(1),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Compares source and target while traffic goes on.
 //!
 //! A round first looks at every key: [`scan`] reads the source's keys page by page and asks both
-//! sides about each; [`extra`] reads the target's keys and asks the source whether it has them.
+//! sides about each; [`extra`] reads the target's keys and finds those that the source has not.
 //! Whatever is not equal at first sight is a *suspect*, and a suspect counts only after a careful
 //! [`look`], which waits until the target holds what the source had written. Every further round
 //! looks again at what the round before left; what the last one leaves is the result.
@@ -36,6 +36,7 @@ mod expiry;
 mod extra;
 mod frame;
 mod keys;
+mod ledger;
 mod look;
 mod payload;
 mod questions;
@@ -45,8 +46,10 @@ mod values;
 mod wire;
 
 use expiry::Question;
+use extra::Pass;
 use frame::{Frame, FrameError};
 use keys::{Sample, Suspects};
+use ledger::Ledger;
 use look::Findings;
 pub use side::{Deployment, NodeShare};
 use side::{Links, Side};
@@ -54,6 +57,8 @@ pub use wire::WireError;
 
 /// Keys under suspicion take no more memory than this; past it the next round scans again.
 const SUSPECT_BYTES: usize = 64 << 20;
+/// Buckets of all ledgers together, 512 KiB: writes leave single buckets open, not all keys.
+const LEDGER_BUCKETS: usize = 1 << 16;
 /// Keys with this prefix are ours, on either side.
 const OWN_PREFIX: &[u8] = b"redis-migration:";
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -122,7 +127,8 @@ pub struct VerifyReport {
     pub missing: u64,
     pub different: u64,
     pub extra: u64,
-    /// Keys that changed at every look, so that nothing can be said; no differences.
+    /// Keys that changed at every look, or hold an element too large for one reply, so that nothing
+    /// can be said; no differences.
     pub unsettled: u64,
     /// Keys not equal at first sight that did not fit into memory in the last round, and were not
     /// looked at with care. Not zero: the sides are far apart, the counts above are too low.
@@ -267,6 +273,7 @@ async fn rounds(
 async fn first_sight(context: &Arc<Context>) -> Result<(), VerifyError> {
     context.compared.store(0, Ordering::Relaxed);
     context.give_suspects(context.no_suspects());
+    context.groups.iter().for_each(|group| group.ledger.clear());
     let mut tasks = JoinSet::new();
     for node in 0..context.source.nodes() {
         let context = Arc::clone(context);
@@ -286,12 +293,26 @@ async fn first_sight(context: &Arc<Context>) -> Result<(), VerifyError> {
     for node in 0..context.target.nodes() {
         let context = Arc::clone(context);
         tasks.spawn(async move {
-            for pairs in context.pairs_by_target() {
-                extra::find_extra(Arc::clone(&context), node, pairs).await?;
+            for group in 0..context.groups.len() {
+                extra::pass(Arc::clone(&context), node, group, Pass::Count).await?;
             }
             Ok(())
         });
     }
+    join(context, tasks).await?;
+    let mut tasks = JoinSet::new();
+    for (index, group) in context.groups.iter().enumerate() {
+        if !group.ledger.is_balanced() {
+            for node in 0..context.target.nodes() {
+                tasks.spawn(extra::pass(Arc::clone(context), node, index, Pass::Ask));
+            }
+        }
+    }
+    join(context, tasks).await
+}
+
+/// Waits for all; the first failure ends the others.
+async fn join(context: &Context, mut tasks: JoinSet<Result<(), VerifyError>>) -> Result<(), VerifyError> {
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     loop {
         tokio::select! {
@@ -311,11 +332,28 @@ struct Pair {
     target: u64,
 }
 
+/// A database of the target, with the keys of all source databases that end in it.
+struct Group {
+    /// Indexes of pairs, never empty.
+    pairs: Vec<usize>,
+    ledger: Ledger,
+}
+
+fn groups_of(pairs: &[Pair]) -> Vec<Group> {
+    let mut by_target: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        by_target.entry(pair.target).or_default().push(index);
+    }
+    let buckets = (LEDGER_BUCKETS / by_target.len().max(1)).max(256);
+    by_target.into_values().map(|pairs| Group { pairs, ledger: Ledger::new(buckets) }).collect()
+}
+
 /// What all tasks of one verification share.
 struct Context {
     source: Arc<Side>,
     target: Arc<Side>,
     pairs: Vec<Pair>,
+    groups: Vec<Group>,
     include: Option<KeyFilter>,
     mode: VerifyMode,
     sample: Option<Sample>,
@@ -361,6 +399,7 @@ impl Context {
             source,
             target,
             suspects: Mutex::new(Suspects::new(pairs.len(), SUSPECT_BYTES)),
+            groups: groups_of(&pairs),
             pairs,
             include,
             mode,
@@ -381,15 +420,6 @@ impl Context {
         self.pairs.get(index).copied().unwrap_or(Pair { source: 0, target: 0 })
     }
 
-    /// Indexes of pairs, those with the same target database together.
-    fn pairs_by_target(&self) -> Vec<Vec<usize>> {
-        let mut by_target: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        for (index, pair) in self.pairs.iter().enumerate() {
-            by_target.entry(pair.target).or_default().push(index);
-        }
-        by_target.into_values().collect()
-    }
-
     /// Other source databases that end in the same target database.
     fn merged_with(&self, index: usize) -> Vec<u64> {
         let this = self.pair(index);
@@ -401,6 +431,18 @@ impl Context {
         !key.starts_with(OWN_PREFIX)
             && self.sample.is_none_or(|sample| sample.picks(key))
             && self.include.as_ref().is_none_or(|include| include(self.pair(pair).source, key))
+    }
+
+    /// Enters a key of the source into the ledger of the target database it belongs to.
+    fn enter(&self, pair: usize, key: &[u8]) {
+        let target = self.pair(pair).target;
+        let group = self
+            .groups
+            .iter()
+            .find(|group| group.pairs.first().is_some_and(|&first| self.pair(first).target == target));
+        if let Some(group) = group {
+            group.ledger.add(key);
+        }
     }
 
     fn suspect(&self, pair: usize, key: &[u8]) {

@@ -88,20 +88,28 @@ fn append(buffer: &mut [u8; LONGEST_NAME], at: usize, bytes: &[u8]) -> Option<us
 /// otherwise unknown. `movablekeys` with a plain triple or an incomplete specification tells too little.
 fn key_spec(fields: &[Reply]) -> Result<KeySpec, &'static str> {
     let movable = items(fields.get(2)).any(|flag| text(flag) == Some("movablekeys"));
-    let rules: Vec<Option<KeyRule>> = items(fields.get(8)).filter_map(key_rule).collect();
-    let derived = rules
-        .iter()
-        .flatten()
-        .all(|rule| matches!(rule, KeyRule { begin: Begin::Index(_), find: Find::Range { .. } }));
-    if !rules.is_empty() && !(movable && derived) {
-        let rules: Option<Vec<KeyRule>> = rules.into_iter().collect();
-        return Ok(rules.map_or(KeySpec::Unknown, KeySpec::Rules));
+    if items(fields.get(8)).next().is_none() {
+        return if movable { Ok(KeySpec::Unknown) } else { triple(fields) };
     }
-    if movable {
-        return Ok(KeySpec::Unknown);
-    }
-    let triple = |at: usize| fields.get(at).and_then(number).ok_or("its key positions are missing");
-    let (first, last, step) = (triple(3)?, triple(4)?, triple(5)?);
+    let rules: Option<Vec<KeyRule>> = items(fields.get(8)).filter_map(key_rule).collect();
+    Ok(match rules {
+        // All it names are channels; the triple of SPUBLISH counts them as keys.
+        Some(rules) if rules.is_empty() => KeySpec::None,
+        // Derived from the triple, and then as incomplete.
+        Some(rules) if movable && rules.iter().all(is_plain) => KeySpec::Unknown,
+        Some(rules) => KeySpec::Rules(rules),
+        None => KeySpec::Unknown,
+    })
+}
+
+fn is_plain(rule: &KeyRule) -> bool {
+    matches!(rule, KeyRule { begin: Begin::Index(_), find: Find::Range { .. } })
+}
+
+/// First, last, step.
+fn triple(fields: &[Reply]) -> Result<KeySpec, &'static str> {
+    let position = |at: usize| fields.get(at).and_then(number).ok_or("its key positions are missing");
+    let (first, last, step) = (position(3)?, position(4)?, position(5)?);
     if first == 0 {
         return Ok(KeySpec::None);
     }
@@ -316,7 +324,7 @@ mod tests {
             new_entry(
                 "m.channel",
                 &["pubsub"],
-                [0, 0, 0],
+                [1, 1, 1],
                 vec![rule("not_key", index(1), range(0, 1, 0))],
                 vec![],
             ),

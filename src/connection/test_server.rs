@@ -207,3 +207,45 @@ impl Certificates {
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     }
 }
+
+/// Cluster nodes, each with these slots, that all know of one another.
+pub(crate) async fn cluster(slots: &[&str]) -> Vec<Server> {
+    let timeout = [
+        "--cluster-enabled",
+        "yes",
+        "--cluster-node-timeout",
+        "5000",
+        "--cluster-require-full-coverage",
+        "no",
+    ];
+    let nodes: Vec<Server> = slots.iter().map(|_| Server::start(&timeout)).collect();
+    for (node, ranges) in nodes.iter().zip(slots) {
+        let mut admin = node.connect().await;
+        for range in ranges.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let args: [&[u8]; 4] = [b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()];
+            admin.query(&args).await.unwrap();
+        }
+        for other in &nodes {
+            let port = other.address.port.to_string();
+            admin.query(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes()]).await.unwrap();
+        }
+    }
+    eventually("all nodes know all slots", || async {
+        let mut views = Vec::new();
+        for node in &nodes {
+            let text = node.connect().await.query_text(&[b"CLUSTER", b"NODES"]).await.ok()?;
+            let known = crate::topology::parse_cluster_nodes(&text).ok()?;
+            if known
+                .iter()
+                .any(|node| !node.usable || node.announced.host.is_empty() || node.slots.is_empty())
+            {
+                return None;
+            }
+            views.push(known.len());
+        }
+        views.iter().all(|count| *count == nodes.len()).then_some(())
+    })
+    .await;
+    nodes
+}

@@ -52,6 +52,8 @@ pub struct ServerInfo {
     pub loading: bool,
     pub loading_eta_seconds: Option<u64>,
     pub used_memory: u64,
+    /// Part of `used_memory` that an empty server takes; 0 before Redis 4.0.
+    pub startup_memory: u64,
     /// Bytes; 0: no limit. `None` before Redis 3.2.
     pub maxmemory: Option<u64>,
     pub maxmemory_policy: Option<String>,
@@ -91,6 +93,7 @@ impl ServerInfo {
             loading: flag("loading") || flag("async_loading"),
             loading_eta_seconds: number("loading_eta_seconds"),
             used_memory: number("used_memory").unwrap_or(0),
+            startup_memory: number("used_memory_startup").unwrap_or(0),
             maxmemory: number("maxmemory"),
             maxmemory_policy: field("maxmemory_policy").map(str::to_owned),
             keyspace: keyspace(&fields),

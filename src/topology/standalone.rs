@@ -72,7 +72,8 @@ pub(super) fn replicas(info: &ServerInfo, dialer: &Dialer) -> Vec<Node> {
         address: dialer.reachable(&replica.address),
         announced: replica.address.clone(),
         id: String::new(),
-        failing: !replica.online,
+        // Listed means connected; whether it is current, the replica knows better.
+        failing: false,
     });
     known.collect()
 }

@@ -37,7 +37,9 @@ fn input(source: &Server, target: &Server) -> VerifyInput {
 async fn report(input: VerifyInput) -> VerifyReport {
     let (progress, _) = watch::channel(VerifyProgress::default());
     let (_run, stop) = watch::channel(false);
-    tokio::time::timeout(Duration::from_secs(60), verify(input, progress, stop)).await.unwrap().unwrap()
+    // Spawned, as its callers do.
+    let verified = tokio::spawn(verify(input, progress, stop));
+    tokio::time::timeout(Duration::from_secs(60), verified).await.unwrap().unwrap().unwrap()
 }
 
 /// Found differences as `kind key: detail`, sorted.
@@ -227,7 +229,7 @@ async fn encodings_do_not_matter() {
     let mut far = target.connect().await;
     run(&mut far, "SET string:1 value:1more").await;
     let mut input = input(&source, &target);
-    // Delivery times differ, and consumer groups with them only there.
+    // Their times are relative to when the command came.
     input.include = Some(Arc::new(|_, key| !key.starts_with(b"expiring:")));
     let report = report(input).await;
     assert_eq!(found(&report), [""; 0]);
@@ -443,12 +445,11 @@ async fn lost_connections_are_replaced() {
         let killers = Arc::clone(&killers);
         Box::pin(async move {
             for killer in killers.lock().await.iter_mut() {
-                // Once a second of tries at most, so that attempts do not run out.
                 run(killer, "CLIENT KILL TYPE normal SKIPME yes").await;
             }
         })
     });
-    // Every look loses its connections, so all attempts are used up in the end.
+    // Twice, as more would use up the attempts.
     let (progress, _) = watch::channel(VerifyProgress::default());
     let (_run, stop) = watch::channel(false);
     let once = Arc::clone(&input.settle);

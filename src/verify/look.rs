@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use super::chunks::{self, Chunked};
 use super::expiry::{Expiry, TOLERANCE_MS};
-use super::frame::Frame;
+use super::frame::{Frame, FrameError};
 use super::keys::{KeyArena, Suspects, printable};
 use super::payload::ValueMark;
 use super::side::{ATTEMPTS, Links, back_off};
+use super::wire::WireError;
 use super::{Context, Difference, DifferenceKind, VerifyError, VerifyMode, questions};
 
 /// Keys looked at together, behind one wait for the target.
@@ -166,8 +167,17 @@ impl Looker<'_> {
         }
         for (index, kind) in heavy {
             let (Some(key), Some(verdict)) = (keys.get(index), verdicts.get_mut(index)) else { continue };
-            let chunked =
-                chunks::compare(self.context, &mut self.source, &mut self.target, key, &kind).await?;
+            let compared = chunks::compare(self.context, &mut self.source, &mut self.target, key, &kind);
+            let chunked = match compared.await {
+                // A single element over what a reply may have; nothing can be said about it, and the
+                // rest of its reply is still to come.
+                Err(VerifyError::Wire(WireError::Garbled { fault: FrameError::Length(_), .. })) => {
+                    self.source.reset();
+                    self.target.reset();
+                    Chunked::Unsettled
+                }
+                chunked => chunked?,
+            };
             *verdict = match chunked {
                 Chunked::Equal => Verdict::Equal,
                 Chunked::Unsettled => Verdict::Unsettled,

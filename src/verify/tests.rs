@@ -32,6 +32,7 @@ fn pure_files_stay_pure() {
         include_str!("frame.rs"),
         include_str!("keys.rs"),
         include_str!("expiry.rs"),
+        include_str!("ledger.rs"),
         include_str!("payload.rs"),
         include_str!("chunks/print.rs"),
     ];

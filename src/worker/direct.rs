@@ -31,7 +31,7 @@ pub struct Direct<'a> {
     lanes: Vec<Address>,
     open: HashMap<Address, (Connection, u64)>,
     /// What keeps a command waiting, for the status.
-    waiting: &'a mut dyn FnMut(&str),
+    waiting: &'a mut (dyn FnMut(&str) + Send),
 }
 
 /// Where a command goes.
@@ -46,7 +46,7 @@ impl<'a> Direct<'a> {
         dialer: &'a Dialer,
         router: &'a mut Router,
         lanes: Vec<Address>,
-        waiting: &'a mut dyn FnMut(&str),
+        waiting: &'a mut (dyn FnMut(&str) + Send),
     ) -> Self {
         Self { dialer, router, lanes, open: HashMap::new(), waiting }
     }

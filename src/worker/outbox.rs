@@ -62,14 +62,20 @@ struct Sent {
     sequence: u64,
     /// Spool position behind its last unit.
     end: u64,
+    /// All of it stands on the target.
+    done: bool,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     lane: Option<Lane>,
     pending: Pending,
+    /// Batches sent and not done, or behind one that is not done.
     sent: VecDeque<Sent>,
+    /// Batches sent and not answered.
+    unanswered: usize,
     last_sequence: u64,
+    /// Every batch up to this one is done.
     answered: u64,
     /// Everything for this lane before this spool position is applied.
     applied_to: u64,
@@ -96,7 +102,10 @@ pub enum Heard {
     /// All well; marks may have been reached.
     Fine,
     Trouble(Trouble),
-    Lost { lane: usize, error: LaneError },
+    Lost {
+        lane: usize,
+        error: LaneError,
+    },
 }
 
 pub struct Outbox<S> {
@@ -171,12 +180,12 @@ impl<S> Outbox<S> {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.slots.iter().all(|slot| slot.sent.is_empty())
+        self.slots.iter().all(|slot| slot.unanswered == 0 || slot.lane.is_none())
     }
 
     /// True while every lane has at most one batch under way: worth sending small batches.
     pub fn is_quick(&self) -> bool {
-        self.slots.iter().all(|slot| slot.sent.len() < 2)
+        self.slots.iter().all(|slot| slot.unanswered < 2)
     }
 
     /// Takes the pending commands of `lane` as a batch; `end`: spool position behind its last unit.
@@ -191,7 +200,8 @@ impl<S> Outbox<S> {
         }
         slot.last_sequence += 1;
         let sequence = slot.last_sequence;
-        slot.sent.push_back(Sent { sequence, end });
+        slot.sent.push_back(Sent { sequence, end, done: false });
+        slot.unanswered += 1;
         let pending = &mut slot.pending;
         let commands = std::mem::take(&mut pending.commands);
         let db = std::mem::replace(&mut pending.first_db, pending.db);
@@ -204,6 +214,7 @@ impl<S> Outbox<S> {
     pub async fn send(&mut self, lane: usize, batch: Batch, heard: &mut Vec<Heard>) -> bool {
         // The lane is taken out meanwhile, so that reports can be worked into the rest.
         let Some(sender) = self.slots.get_mut(lane).and_then(|slot| slot.lane.take()) else { return false };
+        let mut lost = false;
         let sent = loop {
             tokio::select! {
                 biased;
@@ -217,6 +228,7 @@ impl<S> Outbox<S> {
                 report = self.reports.recv() => {
                     if let Some(report) = report {
                         let what = self.hear(report);
+                        lost |= matches!(what, Heard::Lost { lane: which, .. } if which == lane);
                         if !matches!(what, Heard::Fine) {
                             heard.push(what);
                         }
@@ -224,7 +236,7 @@ impl<S> Outbox<S> {
                 }
             }
         };
-        if let Some(slot) = self.slots.get_mut(lane) {
+        if let Some(slot) = self.slots.get_mut(lane).filter(|_| !lost) {
             slot.lane = Some(sender);
         }
         sent
@@ -242,6 +254,9 @@ impl<S> Outbox<S> {
     pub fn hear(&mut self, report: LaneReport) -> Heard {
         match report {
             LaneReport::Answered { lane, batch, exceptions } => {
+                if let Some(slot) = self.slots.get_mut(lane) {
+                    slot.unanswered = slot.unanswered.saturating_sub(1);
+                }
                 if exceptions.is_empty() {
                     self.answered(lane, batch);
                     Heard::Fine
@@ -249,18 +264,23 @@ impl<S> Outbox<S> {
                     Heard::Trouble(Trouble { lane, batch, exceptions })
                 }
             }
-            LaneReport::Lost { lane, error } => Heard::Lost { lane, error },
+            LaneReport::Lost { lane, error } => {
+                if let Some(slot) = self.slots.get_mut(lane) {
+                    slot.lane = None;
+                }
+                Heard::Lost { lane, error }
+            }
         }
     }
 
     /// The batch stands on the target, or what does not was set aside.
     pub fn answered(&mut self, lane: usize, batch: Batch) {
         let Some(slot) = self.slots.get_mut(lane) else { return };
-        slot.answered = slot.answered.max(batch.sequence);
-        while let Some(sent) = slot.sent.front().copied() {
-            if sent.sequence > slot.answered {
-                break;
-            }
+        if let Some(sent) = slot.sent.iter_mut().find(|sent| sent.sequence == batch.sequence) {
+            sent.done = true;
+        }
+        while let Some(sent) = slot.sent.front().copied().filter(|sent| sent.done) {
+            slot.answered = sent.sequence;
             slot.applied_to = slot.applied_to.max(sent.end);
             slot.sent.pop_front();
         }
@@ -302,14 +322,24 @@ impl<S> Outbox<S> {
             slot.lane = None;
             slot.pending = Pending::default();
             slot.sent.clear();
+            slot.unanswered = 0;
             slot.answered = slot.last_sequence;
             slot.skip_to = if keep_applied { slot.applied_to } else { 0 };
         }
     }
 
-    /// A new history begins: spool positions start again.
-    pub fn forget_positions(&mut self) {
+    /// Which lane has applied what is of no account any more: slots changed hands.
+    pub fn apply_again(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.skip_to = 0);
+    }
+
+    /// A new history begins: spool positions start again, and nothing gathered or marked is of account.
+    pub fn begin(&mut self) {
+        self.marks.clear();
+        self.full = None;
         for slot in &mut self.slots {
+            slot.pending = Pending { db: slot.pending.first_db, ..Pending::default() };
+            slot.pending.first_db = slot.pending.db;
             slot.applied_to = 0;
             slot.skip_to = 0;
         }

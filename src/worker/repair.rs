@@ -165,7 +165,8 @@ fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
     let mut at = 0;
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
         let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { break };
-        let args: Vec<&[u8]> = Args { frame: rest, spans: &spans }.iter().collect();
+        let args: Vec<&[u8]> =
+            spans.iter().filter_map(|span| rest.get(span.start as usize..span.end as usize)).collect();
         let mut command = Command { args, range: at..at + length, db };
         if is(&command, b"SELECT") {
             db = command.args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok());

@@ -4,7 +4,9 @@ use super::outbox::{Outbox, Pending};
 use super::route::Router;
 use crate::api::plan::ExistingKeys;
 use crate::rdb::compat::TargetFormat;
-use crate::rdb::{Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string, restore_payload_len};
+use crate::rdb::{
+    Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string, restore_payload_len,
+};
 use crate::resp::{array_header, bulk, header};
 use crate::slot::{slot, tag_for_slot};
 use crate::version::Flavor;
@@ -16,10 +18,21 @@ pub struct SnapshotRules {
     /// `SET … PXAT` is known.
     pub set_pxat: bool,
     pub existing: ExistingKeys,
-    /// In a replay a key may be our own: it is overwritten.
+    /// In a replay a key may be our own: with `existingKeys: Fail` it is overwritten. (With `Skip` it
+    /// stays, as an earlier attempt of the same snapshot left nothing else.)
     pub replay: bool,
     /// Names this shard in the keys that large values are built under.
     pub stage: String,
+}
+
+impl SnapshotRules {
+    fn overwrites(&self) -> bool {
+        match self.existing {
+            ExistingKeys::Replace => true,
+            ExistingKeys::Fail => self.replay,
+            ExistingKeys::Skip => false,
+        }
+    }
 }
 
 /// What became of an event.
@@ -29,11 +42,17 @@ pub enum Applied {
     /// One key, on this lane.
     Key(usize),
     /// Commands for a part of a key, on this lane; `done` with its last.
-    Part { lane: usize, done: bool },
+    Part {
+        lane: usize,
+        done: bool,
+    },
     /// Commands on every lane.
     Broadcast,
     /// The key cannot be brought to the target.
-    Refused { key: Vec<u8>, why: String },
+    Refused {
+        key: Vec<u8>,
+        why: String,
+    },
 }
 
 /// A large value that is being built under another name.
@@ -134,7 +153,7 @@ fn write_key(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pendin
 }
 
 fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &mut Vec<u8>) {
-    let only_new = rules.existing != ExistingKeys::Replace && !rules.replay;
+    let only_new = !rules.overwrites();
     array_header(3 + usize::from(only_new) + 2 * usize::from(record.expire_at_ms.is_some()), out);
     out.extend_from_slice(b"$3\r\nSET\r\n");
     bulk(record.key, out);
@@ -151,24 +170,28 @@ fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &m
 
 fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, out: &mut Vec<u8>, now_ms: u64) {
     let format = &rules.format;
-    let replace = rules.existing == ExistingKeys::Replace || rules.replay;
-    let absolute = record.expire_at_ms.is_some() && format.absttl;
-    let access = format.access_data && (record.idle_seconds.is_some() || record.lfu.is_some());
+    let replace = rules.overwrites();
+    let absolute = record.expire_at_ms.is_some() && format.has_restore_absttl();
+    let access =
+        format.has_restore_idletime_and_freq() && (record.idle_seconds.is_some() || record.lfu.is_some());
     // Redis 2.8 knows no REPLACE: the old value goes first, in one step with the new one for readers.
     let ttl = match record.expire_at_ms {
         None => 0,
-        Some(at) if format.absttl => at.max(1),
+        Some(at) if format.has_restore_absttl() => at.max(1),
         Some(at) => at.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX)).max(1),
     };
-    let words = 4 + usize::from(replace && format.replace) + usize::from(absolute) + 2 * usize::from(access);
+    let words = 4
+        + usize::from(replace && format.has_restore_replace())
+        + usize::from(absolute)
+        + 2 * usize::from(access);
     array_header(words, out);
     out.extend_from_slice(b"$7\r\nRESTORE\r\n");
     bulk(record.key, out);
     bulk(itoa::Buffer::new().format(ttl).as_bytes(), out);
     header(b'$', restore_payload_len(record.value), out);
-    append_restore_payload(out, record.type_byte, record.value, format.footer_version);
+    append_restore_payload(out, record.type_byte, record.value, format.footer_version());
     out.extend_from_slice(b"\r\n");
-    if replace && format.replace {
+    if replace && format.has_restore_replace() {
         out.extend_from_slice(b"$7\r\nREPLACE\r\n");
     }
     if absolute {
@@ -193,7 +216,8 @@ fn begin_large<S>(
     outbox: &mut Outbox<S>,
 ) -> Applied {
     let lane = router.lane(head.key);
-    let stage = format!("redis-migration:{{{}}}:load:{}", tag_for_slot(slot(head.key)), rules.stage).into_bytes();
+    let stage =
+        format!("redis-migration:{{{}}}:load:{}", tag_for_slot(slot(head.key)), rules.stage).into_bytes();
     if let Some(pending) = outbox.pending(lane) {
         pending.select(db);
         // An earlier attempt may have left its part.
@@ -221,7 +245,7 @@ fn end_large<S>(
         write(pending, &[b"PEXPIREAT", &stage, itoa::Buffer::new().format(at.max(1)).as_bytes()]);
     }
     match rules.existing {
-        ExistingKeys::Skip if !rules.replay => {
+        ExistingKeys::Skip => {
             write(pending, &[b"RENAMENX", &stage, key]);
             write(pending, &[b"DEL", &stage]);
         }

@@ -167,7 +167,7 @@ impl Stream {
             return None;
         }
         self.scratch.clear();
-        let clock = Clock { received_ms: moment.arrived as i64, now_ms: moment.now as i64 };
+        let clock = Clock { received_at_ms: moment.arrived as i64, now_ms: moment.now as i64 };
         match rewrite(spec, args, clock, rules.target, &mut self.scratch) {
             Rewrite::Unchanged => None,
             Rewrite::Replaced(count) => Some(count),
@@ -238,7 +238,10 @@ impl Stream {
             transaction.frames.extend_from_slice(args.frame);
             transaction.commands += 1;
             if transaction.frames.len() > LARGEST_TRANSACTION {
-                tracing::warn!(bytes = LARGEST_TRANSACTION, "a source transaction is too large to stay whole");
+                tracing::warn!(
+                    bytes = LARGEST_TRANSACTION,
+                    "a source transaction is too large to stay whole"
+                );
                 return self.transaction_parts(rules);
             }
             return Taken::Done { commands: 1 };
@@ -349,8 +352,11 @@ impl Stream {
         let mut commands: Vec<(&CommandSpec, std::ops::Range<usize>, std::ops::Range<usize>)> = Vec::new();
         let mut arg_spans = Vec::new();
         let mut at = 0;
-        while let Some(Ok(Parsed::Command(length))) =
-            transaction.frames.get(at..).filter(|rest| !rest.is_empty()).map(|rest| parse_frame(rest, &mut spans))
+        while let Some(Ok(Parsed::Command(length))) = transaction
+            .frames
+            .get(at..)
+            .filter(|rest| !rest.is_empty())
+            .map(|rest| parse_frame(rest, &mut spans))
         {
             let frame = at..at + length;
             let args =
@@ -408,7 +414,10 @@ impl Stream {
         if let Some(transaction) = &mut self.transaction {
             transaction.passed_bytes += frames.len();
             if transaction.passed_bytes > LARGEST_TRANSACTION {
-                tracing::warn!(bytes = LARGEST_TRANSACTION, "a source transaction is too large to stay whole");
+                tracing::warn!(
+                    bytes = LARGEST_TRANSACTION,
+                    "a source transaction is too large to stay whole"
+                );
                 transaction.passed_bytes = 0;
                 append(outbox, 0, db, b"*1\r\n$4\r\nEXEC\r\n*1\r\n$5\r\nMULTI\r\n", 2, end);
             }

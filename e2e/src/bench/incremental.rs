@@ -147,3 +147,29 @@ fn acknowledged(source: &Server) -> Result<()> {
         Ok((offset == Some(client.info("replication", "master_repl_offset")?)).then_some(()))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_of_a_cluster_is_watched_by_a_key_of_its_own() {
+        let target = Target::cluster().unwrap();
+        let markers: Vec<String> =
+            target.nodes.iter().map(|node| marker_of(node, &target).unwrap()).collect();
+        for (node, own) in target.nodes.iter().zip(&markers) {
+            let mut client = node.client().unwrap();
+            for marker in &markers {
+                // Only the owner takes it: the others answer MOVED.
+                assert_eq!(client.call(&["SET", marker, "arrived"]).is_ok(), marker == own);
+            }
+            assert!(has(&mut client, own).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_replica_fed_with_the_workload_catches_up_and_is_equal() {
+        let (commands, count) = workload::incremental(0.001);
+        assert!(replica(&commands, count, true).unwrap() > 0.0);
+    }
+}
