@@ -8,7 +8,10 @@ pub mod command;
 pub mod connection;
 pub mod migration;
 pub mod preflight;
+#[cfg(test)]
+mod purity;
 pub mod rdb;
+pub mod report;
 pub mod resp;
 pub mod slot;
 pub mod source;

@@ -1,1 +1,126 @@
-//! (under construction)
+//! One migration from preflight to its outcome: all shard workers, the phases, verification, cutover.
+
+mod checkpoints;
+mod coordinator;
+mod cutover;
+mod setup;
+mod state;
+mod verification;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::api::{Plan, Status};
+use crate::telemetry::EngineGauges;
+
+/// When a run that goes well ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    /// Every shard caught up, and the verification that the plan asks for passed.
+    InSync,
+    /// What the plan's cutover says.
+    #[default]
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StopRequest {
+    #[default]
+    Run,
+    /// Drain, checkpoint, stop within 10 seconds.
+    Drain,
+    /// Stop at once.
+    Now,
+}
+
+/// What the command line, not the manifest, decides about a run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    pub until: Until,
+    /// Where the spool goes when it needs the disk; `None`: a temporary directory.
+    pub data_dir: Option<PathBuf>,
+    pub stop: watch::Receiver<StopRequest>,
+}
+
+/// Where a running migration publishes what is observed of it.
+#[derive(Clone, Debug)]
+pub struct Observers {
+    pub status: watch::Sender<Status>,
+    pub gauges: watch::Sender<EngineGauges>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// `reason` is one of `api::conditions::reason`.
+    Failed {
+        reason: &'static str,
+        message: String,
+    },
+    /// Verification found more than the plan allows.
+    Differences {
+        count: u64,
+    },
+    /// Stopped on request, checkpoint kept.
+    Stopped,
+}
+
+/// Result of validation and preflight.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CheckReport {
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// What was looked at, such as "source version".
+    pub subject: String,
+    pub level: FindingLevel,
+    /// What was found, one line.
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum FindingLevel {
+    Passed,
+    Warning,
+    Failed,
+}
+
+/// Why a migration or a check could not go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct MigrationError {
+    /// One of `api::conditions::reason`.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Moves the data and follows the source until the outcome.
+pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
+    let mut stop = options.stop.clone();
+    let at_once = async move {
+        // An error means that nobody can ask any more.
+        if stop.wait_for(|stop| *stop == StopRequest::Now).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        outcome = coordinator::run(plan, options, observers) => outcome,
+        () = at_once => Outcome::Stopped,
+    }
+}
+
+/// Preflight only; changes nothing.
+pub async fn check(plan: Arc<Plan>) -> Result<CheckReport, MigrationError> {
+    let report = setup::preflight(&plan, true).await?;
+    Ok(setup::findings(&plan, &report))
+}
+
+/// Compares both sides now; changes nothing.
+pub async fn verify(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
+    verification::run_alone(plan, options, observers).await
+}

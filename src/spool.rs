@@ -491,6 +491,11 @@ impl SpoolReader {
         self.shared.room.notify_one();
     }
 
+    /// The id under which the source knows the current history.
+    pub fn replication_id(&self) -> Option<String> {
+        self.shared.lock().origin.as_ref().map(|origin| origin.replication_id.clone())
+    }
+
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.
     pub fn arrived(&self, position: u64) -> Option<u64> {
         let state = self.shared.lock();

@@ -1,1 +1,169 @@
-//! (under construction)
+//! One shard worker: the whole line from one source master to the target.
+//!
+//! The replication link and the applier run side by side, joined by the spool. The applier decodes what
+//! the spool hands it, sends it down the lanes, and on a lost connection goes back to the last place that
+//! every lane has acknowledged.
+
+mod applier;
+mod direct;
+mod outbox;
+pub mod progress;
+mod repair;
+mod route;
+mod snapshot;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::api::plan::ExistingKeys;
+use crate::command::DynamicTable;
+use crate::connection::{Address, Dialer};
+use crate::rdb::RdbError;
+use crate::resp::frame::FrameError;
+use crate::source::replication::{Replication, ReplicationError};
+use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
+use crate::target::lane::LaneLimits;
+use crate::topology::SlotMap;
+use crate::version::ServerVersion;
+
+use applier::Applier;
+pub use progress::{Numbers, ShardPhase, ShardProgress};
+use route::Router;
+
+/// Where a shard stopped, so that another run can go on from there.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoint {
+    pub replication_id: String,
+    /// Everything up to this replication offset stands on the target.
+    pub offset: i64,
+    /// The source's database behind that offset.
+    pub db: u64,
+}
+
+/// Where the data go.
+#[derive(Clone, Debug)]
+pub enum TargetShape {
+    Standalone(Address),
+    Cluster(SlotMap),
+}
+
+/// All that one worker needs.
+#[derive(Clone)]
+pub struct WorkerSetup {
+    /// The shard's id in the status.
+    pub shard: String,
+    /// Safe in a key or file name, and different for each shard.
+    pub file_name: String,
+    pub source: Address,
+    pub source_dialer: Dialer,
+    pub psync_command: String,
+    pub allow_full_resync: bool,
+    pub source_version: ServerVersion,
+    /// Commands of the source that the table does not know.
+    pub dynamic: Arc<DynamicTable>,
+    pub target: TargetShape,
+    pub target_dialer: Dialer,
+    pub target_version: ServerVersion,
+    pub existing_keys: ExistingKeys,
+    pub database_map: BTreeMap<u64, u64>,
+    /// No other worker writes to this target.
+    pub sole_source: bool,
+    pub lane: LaneLimits,
+    pub max_restore_bytes: u64,
+    pub spool: SpoolSetup,
+    pub max_quarantined: u64,
+    pub resume: Option<Checkpoint>,
+}
+
+#[derive(Clone, Debug)]
+pub struct SpoolSetup {
+    pub memory: u64,
+    pub disk: u64,
+    pub retain: u64,
+    /// Holds a folder for each shard.
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    #[error(transparent)]
+    Source(#[from] ReplicationError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error("{shard}: the RDB is damaged or of an unknown kind: {source}")]
+    Rdb { shard: String, source: RdbError },
+    #[error(
+        "{shard}: the RDB's checksum is {computed:016x}, its end says {stored:016x}: the transfer is damaged"
+    )]
+    Checksum { shard: String, computed: u64, stored: u64 },
+    #[error("{shard}: the RDB ends at byte {position}, but the source {what}")]
+    SnapshotEnd { shard: String, position: u64, what: &'static str },
+    #[error("{shard}: command stream at offset {offset}: {source}")]
+    Stream { shard: String, offset: i64, source: FrameError },
+    #[error(
+        "the target already has the key {key}, and existingKeys is Fail; empty the target, or choose Replace or Skip"
+    )]
+    KeyExists { key: String },
+    #[error("{0}")]
+    Target(String),
+    #[error(
+        "{shard}: {count} commands were refused by the target, more than failurePolicy.maxQuarantined allows; the last: {last}"
+    )]
+    TooManyRefused { shard: String, count: u64, last: String },
+}
+
+/// How a worker that was asked to stop left things.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// `None`: the snapshot does not stand yet, so another run has to start over.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// Works until `drain` turns true (then what was received is brought to the target first, as far as it
+/// is quick) or an error that a retry cannot mend.
+pub async fn run(
+    setup: WorkerSetup,
+    progress: Arc<ShardProgress>,
+    drain: watch::Receiver<bool>,
+) -> Result<Stopped, WorkerError> {
+    let (writer, reader) = spool(SpoolLimits {
+        memory: setup.spool.memory,
+        disk: setup.spool.disk,
+        retain: setup.spool.retain,
+        folder: setup.spool.folder.join(&setup.file_name),
+    });
+    let (acknowledge, acknowledged) = watch::channel(0);
+    let received = Arc::new(AtomicU64::new(0));
+    let link = Replication {
+        dialer: setup.source_dialer.clone(),
+        address: setup.source.clone(),
+        psync_command: setup.psync_command.clone(),
+        resume: setup.resume.as_ref().map(|checkpoint| Origin {
+            replication_id: checkpoint.replication_id.clone(),
+            offset: checkpoint.offset,
+        }),
+        allow_full_resync: setup.allow_full_resync,
+        acknowledged,
+        state: progress.link.clone(),
+        received,
+    };
+    let router = match &setup.target {
+        TargetShape::Standalone(_) => Router::Single,
+        TargetShape::Cluster(map) => Router::Slots(map.clone()),
+    };
+    let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress));
+    // The link ends when the applier does, and the other way round.
+    let result = tokio::select! {
+        error = link.run(writer) => Err(error.into()),
+        stopped = applier.run(drain) => stopped,
+    };
+    progress.numbers.send_modify(|numbers| numbers.stopped = true);
+    result
+}

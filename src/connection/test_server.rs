@@ -17,6 +17,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The servers of other versions that the test setup put into the cache: folder name and program.
+    pub(crate) fn cached() -> Vec<(String, std::path::PathBuf)> {
+        let cache = std::env::var_os("REDIS_MIGRATION_CACHE").map_or_else(
+            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"),
+            std::path::PathBuf::from,
+        );
+        let folders = std::fs::read_dir(cache.join("servers")).into_iter().flatten().flatten();
+        let programs = folders.filter_map(|folder| {
+            let name = folder.file_name().into_string().ok()?;
+            let program = folder.path().join(format!("{}-server", name.split('-').next()?));
+            program.exists().then_some((name, program))
+        });
+        programs.collect()
+    }
+
+    /// A server of another version.
+    pub(crate) fn start_program(program: &std::path::Path) -> Server {
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        let args = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""];
+        Server::spawn_program(program, dir, port, &args)
+    }
+
     /// Starts `redis-server` with these further arguments and waits until it takes connections.
     pub(crate) fn start(args: &[&str]) -> Server {
         Server::start_with(free_port(), "port", args)
@@ -64,15 +86,19 @@ impl Server {
     }
 
     fn spawn(dir: TempDir, port: u16, args: &[&str]) -> Server {
+        Server::spawn_program("redis-server".as_ref(), dir, port, args)
+    }
+
+    fn spawn_program(program: &std::path::Path, dir: TempDir, port: u16, args: &[&str]) -> Server {
         let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new("redis-server")
+        let child = Command::new(program)
             .args(args)
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("redis-server must be installed");
+            .expect("the server must be installed");
         let mut server = Server { child, address: Address::new("127.0.0.1", port), dir };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -206,4 +232,46 @@ impl Certificates {
         let run = run.expect("openssl must be installed");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     }
+}
+
+/// Cluster nodes, each with these slots, that all know of one another.
+pub(crate) async fn cluster(slots: &[&str]) -> Vec<Server> {
+    let timeout = [
+        "--cluster-enabled",
+        "yes",
+        "--cluster-node-timeout",
+        "5000",
+        "--cluster-require-full-coverage",
+        "no",
+    ];
+    let nodes: Vec<Server> = slots.iter().map(|_| Server::start(&timeout)).collect();
+    for (node, ranges) in nodes.iter().zip(slots) {
+        let mut admin = node.connect().await;
+        for range in ranges.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let args: [&[u8]; 4] = [b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()];
+            admin.query(&args).await.unwrap();
+        }
+        for other in &nodes {
+            let port = other.address.port.to_string();
+            admin.query(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes()]).await.unwrap();
+        }
+    }
+    eventually("all nodes know all slots", || async {
+        let mut views = Vec::new();
+        for node in &nodes {
+            let text = node.connect().await.query_text(&[b"CLUSTER", b"NODES"]).await.ok()?;
+            let known = crate::topology::parse_cluster_nodes(&text).ok()?;
+            if known
+                .iter()
+                .any(|node| !node.usable || node.announced.host.is_empty() || node.slots.is_empty())
+            {
+                return None;
+            }
+            views.push(known.len());
+        }
+        views.iter().all(|count| *count == nodes.len()).then_some(())
+    })
+    .await;
+    nodes
 }

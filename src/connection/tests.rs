@@ -100,7 +100,8 @@ async fn not_a_redis_server() {
 
 #[tokio::test]
 async fn passwords_and_users() {
-    let server = Server::start(&["--requirepass", "secret", "--user", "migrator on >pw ~* &* +@all"]);
+    let server =
+        Server::start(&["--requirepass", "secret", "--user", "migrator", "on", ">pw", "~*", "&*", "+@all"]);
     let access = || server.access();
     for (user, password) in [(None, "secret"), (Some("default"), "secret"), (Some("migrator"), "pw")] {
         let dialer = Dialer::new(with_password(access(), user, password), "test");
@@ -131,8 +132,9 @@ async fn a_renamed_auth_does_not_leak_the_password() {
 
 #[tokio::test]
 async fn too_many_clients() {
-    let server = Server::start(&["--maxclients", "1"]);
-    let _first = server.connect().await;
+    let server = Server::start(&[]);
+    let mut first = server.connect().await;
+    first.query(&[b"CONFIG", b"SET", b"maxclients", b"1"]).await.unwrap();
     let error = refusal(server.access()).await;
     assert!(matches!(error, ConnectionError::MaxClients { .. }) && error.is_transient(), "{error:?}");
 }

@@ -1,0 +1,43 @@
+# Everything runs from a fresh clone; `setup` installs what is missing and is quick when nothing is.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export REDIS_MIGRATION_CACHE ?= $(CURDIR)/.cache
+target := $(or $(CARGO_TARGET_DIR),target)
+# Passed on as they are: make bench BENCH='--runs 1 --scale 0.1'
+BENCH ?=
+
+.PHONY: help setup test fmt lint deny unit e2e demo bench
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+setup: ## install the servers that tests, demo and bench run against
+	@bash e2e/setup.sh --deny
+
+test: setup fmt lint deny unit e2e ## everything that a change must pass
+
+fmt:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny: setup ## licences, banned and doubled crates, sources
+	cargo fetch --locked --quiet
+	"$(REDIS_MIGRATION_CACHE)/bin/cargo-deny" --offline --locked --workspace check --hide-inclusion-graph bans licenses sources
+
+unit: ## unit and property tests
+	cargo test --locked -p redis-migration
+
+e2e: setup ## integration tests against real servers
+	cargo build --locked -p redis-migration
+	cargo test --locked -p e2e
+
+demo: setup ## a live migration to look at: standalone Redis to a 3-node cluster
+	cargo build --locked --release -p redis-migration -p e2e --bin redis-migration --bin demo
+	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/demo"
+
+bench: setup ## the figures, beside the limits measured in the same run
+	cargo build --locked --release -p redis-migration -p e2e --bin redis-migration --bin bench
+	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/bench" $(BENCH)

@@ -1,0 +1,70 @@
+//! The course that most tests take: copy while a client writes, verify, compare, stop.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::compare::{Report, Rules, wait_equal_with};
+use crate::load::{Load, Writer};
+use crate::tool::Finished;
+use crate::{Endpoint, Manifest, Tool};
+
+/// Long enough for two busy cores; what takes this long is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Copies while a client writes, until both sides are equal by the tool's own verification (that of
+/// the run, and `verify` once the client has stopped) and by ours; then stops the tool.
+pub fn copy_under_load(
+    manifest: &Manifest,
+    source: &Endpoint,
+    target: &Endpoint,
+    load: Load,
+    rules: &Rules,
+) -> Result<Report> {
+    let writer = Writer::start(source, load)?;
+    writer.wait_more(300, PATIENCE)?;
+    let tool = Tool::run(manifest, &[])?;
+    tool.wait_condition("InSync", PATIENCE).context("the first time in sync")?;
+    writer.wait_more(2_000, PATIENCE)?;
+    writer.stop()?;
+    let report = wait_equal_with(source, target, rules, PATIENCE)?;
+    let status = tool.wait_condition("Verified", PATIENCE)?;
+    ensure!(
+        status["quarantine"]["commands"].as_i64().unwrap_or(0) == 0,
+        "quarantined: {}",
+        status["quarantine"]
+    );
+    verify(manifest, 0)?;
+    stop(tool)?;
+    Ok(report)
+}
+
+/// `redis-migration verify` ends with this code.
+pub fn verify(manifest: &Manifest, code: i32) -> Result<Finished> {
+    let finished = Tool::once("verify", manifest)?;
+    ensure!(
+        finished.code == code,
+        "verify: exit code {}\n{}\n{}",
+        finished.code,
+        finished.stdout,
+        finished.stderr
+    );
+    Ok(finished)
+}
+
+/// SIGTERM: ends within 10 seconds, with the checkpoint kept.
+pub fn stop(tool: Tool) -> Result<Finished> {
+    tool.terminate()?;
+    tool.expect_exit(4, Duration::from_secs(11))
+}
+
+/// Runs to the end of `--until InSync`, nobody writing, and compares.
+pub fn copy_at_rest(
+    manifest: &Manifest,
+    source: &Endpoint,
+    target: &Endpoint,
+    rules: &Rules,
+) -> Result<Report> {
+    Tool::until_in_sync(manifest)?.expect_exit(0, PATIENCE)?;
+    wait_equal_with(source, target, rules, Duration::ZERO)
+}

@@ -1,0 +1,237 @@
+//! Relative expiries into absolute ones.
+
+use super::super::{integer, is, is_any};
+use super::{Rewrite, Writer, has};
+use crate::resp::{array_header, bulk};
+
+/// The expiry options that SET, GETEX, HSETEX and MSETEX share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expiry {
+    None,
+    Keep,
+    /// Unix ms.
+    At {
+        ms: i64,
+        /// Counted from the receipt, not told by the source.
+        relative: bool,
+    },
+}
+
+impl Writer<'_, '_> {
+    pub(super) fn set(self) -> Option<Rewrite> {
+        let mut expiry = Expiry::None;
+        let mut conditional = false;
+        let mut at = 3;
+        while let Some(option) = self.arg(at) {
+            if let Some((found, width)) = self.expiry_option(at)? {
+                expiry = found;
+                at += width;
+                continue;
+            }
+            if !is_any(option, &["NX", "XX", "GET", "IFEQ", "IFNE", "IFDEQ", "IFDNE"]) {
+                return None;
+            }
+            conditional = true;
+            at += if is_any(option, &["NX", "XX", "GET"]) { 1 } else { 2 };
+        }
+        let absolute = self.target.has_redis(6, 2);
+        match expiry {
+            Expiry::At { relative: false, .. } if absolute && !conditional => None,
+            Expiry::None | Expiry::Keep if !conditional => None,
+            Expiry::None => self.command("SET", 1..3, &[]),
+            Expiry::Keep => self.command("SET", 1..3, &[b"KEEPTTL"]),
+            Expiry::At { ms, .. } => self.set_until(2, ms),
+        }
+    }
+
+    /// SETEX, PSETEX: key, time, value.
+    pub(super) fn set_with_expiry(self, unit_ms: i64) -> Option<Rewrite> {
+        let amount = self.arg(2).filter(|amount| integer(amount).is_some_and(|amount| amount > 0))?;
+        let deadline = self.deadline(amount, unit_ms)?;
+        self.set_until(3, deadline)
+    }
+
+    pub(super) fn expire(self, unit_ms: i64) -> Option<Rewrite> {
+        let deadline = self.deadline(self.arg(2)?, unit_ms)?;
+        self.command("PEXPIREAT", 1..2, &[number(deadline, &mut buffer())])
+    }
+
+    /// EXPIREAT, PEXPIREAT with a condition.
+    pub(super) fn expire_at(self) -> Option<Rewrite> {
+        if self.target.has_redis(7, 0) {
+            return None;
+        }
+        let name = if is(self.args.name(), "EXPIREAT") { "EXPIREAT" } else { "PEXPIREAT" };
+        self.command(name, 1..3, &[])
+    }
+
+    pub(super) fn getex(self) -> Option<Rewrite> {
+        let Some(option) = self.arg(2) else { return Some(Rewrite::Drop) };
+        if is(option, "PERSIST") {
+            return self.command("PERSIST", 1..2, &[]);
+        }
+        match self.expiry_option(2)? {
+            Some((Expiry::At { ms, .. }, _)) => self.command("PEXPIREAT", 1..2, &[number(ms, &mut buffer())]),
+            _ => None,
+        }
+    }
+
+    /// RESTORE key ttl payload and options.
+    pub(super) fn restore(mut self, asking: bool) -> Option<Rewrite> {
+        let ttl = integer(self.arg(2)?)?;
+        let (mut replace, mut absolute, mut at) = (false, false, 4);
+        while let Some(option) = self.arg(at) {
+            replace |= is(option, "REPLACE");
+            absolute |= is(option, "ABSTTL");
+            at += if is_any(option, &["IDLETIME", "FREQ"]) { 2 } else { 1 };
+        }
+        if self.target.has_redis(5, 0) {
+            if ttl <= 0 || absolute {
+                return if asking { self.renamed("RESTORE") } else { None };
+            }
+            let deadline = self.clock.received_at_ms.checked_add(ttl)?;
+            array_header(self.args.len() + 1, self.out);
+            bulk(b"RESTORE", self.out);
+            bulk(self.arg(1)?, self.out);
+            bulk(number(deadline, &mut buffer()), self.out);
+            (3..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+            bulk(b"ABSTTL", self.out);
+            return Some(Rewrite::Replaced(1));
+        }
+        let ttl = match ttl {
+            ..=0 => ttl,
+            _ if absolute => self.remaining(ttl),
+            _ => self.remaining(self.clock.received_at_ms.checked_add(ttl)?),
+        };
+        let (key, payload) = (self.arg(1)?, self.arg(3)?);
+        let mut ttl_text = buffer();
+        let values = [key, number(ttl, &mut ttl_text), payload, b"REPLACE"];
+        // Before 3.0 RESTORE takes no option at all.
+        let in_place = replace && self.target.has_redis(3, 0);
+        if replace && !in_place {
+            self.append("DEL", 1..2, &[]);
+        }
+        self.append("RESTORE", 0..0, if in_place { &values } else { values.get(..3)? });
+        Some(Rewrite::Replaced(if replace && !in_place { 2 } else { 1 }))
+    }
+
+    /// HEXPIRE, HPEXPIRE. A condition stays: it may hold for some fields only.
+    pub(super) fn hash_expire(self, unit_ms: i64) -> Option<Rewrite> {
+        let deadline = self.deadline(self.arg(2)?, unit_ms)?;
+        array_header(self.args.len(), self.out);
+        bulk(b"HPEXPIREAT", self.out);
+        bulk(self.arg(1)?, self.out);
+        bulk(number(deadline, &mut buffer()), self.out);
+        (3..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+        Some(Rewrite::Replaced(1))
+    }
+
+    /// HSETEX key options FIELDS n field value …
+    pub(super) fn hsetex(self) -> Option<Rewrite> {
+        let (mut expiry, mut at) = (Expiry::None, 2);
+        while let Some(option) = self.arg(at).filter(|option| !is(option, "FIELDS")) {
+            match self.expiry_option(at)? {
+                Some((found, width)) => {
+                    expiry = found;
+                    at += width;
+                }
+                None if is_any(option, &["FNX", "FXX"]) => at += 1,
+                None => return None,
+            }
+        }
+        let (fields, end) = (at, self.args.len());
+        match expiry {
+            // Where fields have no expiry, there is none to keep or to clear: the form of HINCRBYFLOAT on 8.2.
+            Expiry::None | Expiry::Keep if !has(self.target, (7, 4), (9, 0)) && fields + 2 < end => {
+                array_header(2 + end - (fields + 2), self.out);
+                bulk(b"HSET", self.out);
+                bulk(self.arg(1)?, self.out);
+                (fields + 2..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+                Some(Rewrite::Replaced(1))
+            }
+            Expiry::At { ms, relative: true } => {
+                array_header(4 + end - fields, self.out);
+                bulk(b"HSETEX", self.out);
+                bulk(self.arg(1)?, self.out);
+                bulk(b"PXAT", self.out);
+                bulk(number(ms, &mut buffer()), self.out);
+                (fields..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+                Some(Rewrite::Replaced(1))
+            }
+            _ => None,
+        }
+    }
+
+    /// MSETEX n key value … options: kept where the target has it, else one SET for each pair.
+    pub(super) fn msetex(mut self) -> Option<Rewrite> {
+        let pairs = usize::try_from(integer(self.arg(1)?)?).ok()?;
+        let behind_pairs = pairs.checked_mul(2)?.checked_add(2).filter(|&end| end <= self.args.len())?;
+        let (mut expiry, mut at) = (Expiry::None, behind_pairs);
+        while let Some(option) = self.arg(at) {
+            match self.expiry_option(at)? {
+                Some((found, width)) => {
+                    expiry = found;
+                    at += width;
+                }
+                None if is_any(option, &["NX", "XX"]) => at += 1,
+                None => return None,
+            }
+        }
+        if has(self.target, (8, 4), (9, 1)) {
+            return match expiry {
+                Expiry::At { ms, relative: true } => {
+                    self.command("MSETEX", 1..behind_pairs, &[b"PXAT", number(ms, &mut buffer())])
+                }
+                _ => None,
+            };
+        }
+        for pair in 0..pairs {
+            let key = 2 + pair * 2;
+            match expiry {
+                Expiry::None => self.append("SET", key..key + 2, &[]),
+                Expiry::Keep => self.append("SET", key..key + 2, &[b"KEEPTTL"]),
+                Expiry::At { ms, .. } => self.append_set_until(key, key + 1, ms),
+            }
+        }
+        u32::try_from(pairs).ok().map(Rewrite::Replaced)
+    }
+
+    /// The expiry option at `at` and how many arguments it takes; `Some(None)` if another option
+    /// stands there, `None` if it has no valid time.
+    fn expiry_option(&self, at: usize) -> Option<Option<(Expiry, usize)>> {
+        let option = self.arg(at)?;
+        if is(option, "KEEPTTL") {
+            return Some(Some((Expiry::Keep, 1)));
+        }
+        let (unit_ms, relative) = match option {
+            _ if is(option, "EX") => (1000, true),
+            _ if is(option, "PX") => (1, true),
+            _ if is(option, "EXAT") => (1000, false),
+            _ if is(option, "PXAT") => (1, false),
+            _ => return Some(None),
+        };
+        let amount = integer(self.arg(at + 1)?).filter(|&amount| amount > 0)?.checked_mul(unit_ms)?;
+        let ms = if relative { self.clock.received_at_ms.checked_add(amount)? } else { amount };
+        Some(Some((Expiry::At { ms, relative }, 2)))
+    }
+
+    fn set_until(mut self, value: usize, deadline: i64) -> Option<Rewrite> {
+        self.append_set_until(1, value, deadline);
+        Some(Rewrite::Replaced(1))
+    }
+
+    fn append_set_until(&mut self, key: usize, value: usize, deadline: i64) {
+        let (option, time) =
+            if self.target.has_redis(6, 2) { ("PXAT", deadline) } else { ("PX", self.remaining(deadline)) };
+        let [key, value] = [key, value].map(|at| self.args.arg(at).unwrap_or_default());
+        self.append("SET", 0..0, &[key, value, option.as_bytes(), number(time, &mut buffer())]);
+    }
+}
+
+fn buffer() -> itoa::Buffer {
+    itoa::Buffer::new()
+}
+
+fn number(value: i64, buffer: &mut itoa::Buffer) -> &[u8] {
+    buffer.format(value).as_bytes()
+}

@@ -1,0 +1,201 @@
+use super::*;
+use crate::command::lookup;
+use crate::command::test_args::{TestArgs, printed};
+use proptest::prelude::*;
+
+const CLOCK: Clock = Clock { received_at_ms: 1_000_000, now_ms: 1_004_000 };
+
+fn redis(major: u16, minor: u16) -> ServerVersion {
+    ServerVersion { flavor: Flavor::Redis, major, minor, patch: 0 }
+}
+
+fn valkey(major: u16, minor: u16) -> ServerVersion {
+    ServerVersion { flavor: Flavor::Valkey, major, minor, patch: 0 }
+}
+
+/// The commands that `target` gets, joined by `; `. `=`: as it came. `-`: none.
+fn sent(command: &str, target: ServerVersion) -> String {
+    let args = TestArgs::new(command);
+    let spec = lookup(args.args().name()).unwrap();
+    let mut out = Vec::new();
+    match rewrite(spec, &args.args(), CLOCK, target, &mut out) {
+        Rewrite::Unchanged => {
+            assert!(out.is_empty(), "{command}");
+            "=".to_owned()
+        }
+        Rewrite::Drop => {
+            assert!(out.is_empty(), "{command}");
+            "-".to_owned()
+        }
+        Rewrite::Replaced(count) => {
+            let commands = printed(&out);
+            assert_eq!(commands.len(), count as usize, "{command}");
+            commands.join("; ")
+        }
+    }
+}
+
+#[test]
+fn expiries_count_from_the_receipt() {
+    for (command, new, old) in [
+        ("setex k 10 v", "SET k v PXAT 1010000", "SET k v PX 6000"),
+        ("PSETEX k 10500 v", "SET k v PXAT 1010500", "SET k v PX 6500"),
+        ("SET k v ex 10", "SET k v PXAT 1010000", "SET k v PX 6000"),
+        ("SET k v NX PX 3000", "SET k v PXAT 1003000", "SET k v PX 1"),
+        ("SET k v PX 3000 GET XX", "SET k v PXAT 1003000", "SET k v PX 1"),
+        ("SET k v PXAT 1010000", "=", "SET k v PX 6000"),
+        ("SET k v EXAT 1010", "=", "SET k v PX 6000"),
+        ("SET k v NX", "SET k v", "SET k v"),
+        ("SET k v", "=", "="),
+        ("SET k v KEEPTTL", "=", "="),
+        ("SET k v IFEQ NX", "SET k v", "SET k v"),
+        ("SET k v IFEQ EX KEEPTTL", "SET k v KEEPTTL", "SET k v KEEPTTL"),
+        ("EXPIRE k 10", "PEXPIREAT k 1010000", "PEXPIREAT k 1010000"),
+        ("EXPIRE k -5", "PEXPIREAT k 995000", "PEXPIREAT k 995000"),
+        ("PEXPIRE k 10 GT", "PEXPIREAT k 1000010", "PEXPIREAT k 1000010"),
+        ("PEXPIREAT k 5", "=", "="),
+        ("PEXPIREAT k 5 XX", "=", "PEXPIREAT k 5"),
+        ("EXPIREAT k 5 XX", "=", "EXPIREAT k 5"),
+        ("GETEX k EX 10", "PEXPIREAT k 1010000", "PEXPIREAT k 1010000"),
+        ("GETEX k PXAT 77", "PEXPIREAT k 77", "PEXPIREAT k 77"),
+        ("GETEX k PERSIST", "PERSIST k", "PERSIST k"),
+        ("GETEX k", "-", "-"),
+        ("RESTORE k 0 p", "=", "RESTORE k 0 p"),
+        ("RESTORE k 0 p REPLACE", "=", "RESTORE k 0 p REPLACE"),
+        ("RESTORE k 9000 p REPLACE", "RESTORE k 1009000 p REPLACE ABSTTL", "RESTORE k 5000 p REPLACE"),
+        ("RESTORE k 1010000 p ABSTTL IDLETIME 5", "=", "RESTORE k 6000 p"),
+        ("RESTORE k 5 p ABSTTL", "=", "RESTORE k 1 p"),
+        ("RESTORE-ASKING k 0 p REPLACE", "RESTORE k 0 p REPLACE", "RESTORE k 0 p REPLACE"),
+        (
+            "restore-asking k 1010000 p REPLACE ABSTTL",
+            "RESTORE k 1010000 p REPLACE ABSTTL",
+            "RESTORE k 6000 p REPLACE",
+        ),
+        ("RESTORE-ASKING k 9000 p", "RESTORE k 1009000 p ABSTTL", "RESTORE k 5000 p"),
+    ] {
+        assert_eq!(sent(command, redis(7, 0)), new, "{command} → 7.0");
+        assert_eq!(sent(command, valkey(8, 1)), new, "{command} → Valkey 8.1");
+        assert_eq!(sent(command, redis(4, 0)), old, "{command} → 4.0");
+    }
+    assert_eq!(sent("SETEX k 10 v", redis(6, 2)), "SET k v PXAT 1010000");
+    assert_eq!(sent("SETEX k 10 v", redis(6, 0)), "SET k v PX 6000");
+    assert_eq!(sent("RESTORE k 9000 p REPLACE", redis(2, 8)), "DEL k; RESTORE k 5000 p");
+    assert_eq!(sent("RESTORE k 9000 p", redis(5, 0)), "RESTORE k 1009000 p ABSTTL");
+}
+
+#[test]
+fn field_expiries_count_from_the_receipt() {
+    let new = redis(8, 2);
+    assert_eq!(sent("HEXPIRE h 10 FIELDS 1 f", new), "HPEXPIREAT h 1010000 FIELDS 1 f");
+    assert_eq!(sent("HPEXPIRE h 10 GT FIELDS 2 f g", new), "HPEXPIREAT h 1000010 GT FIELDS 2 f g");
+    assert_eq!(sent("HSETEX h FNX EX 10 FIELDS 1 f v", new), "HSETEX h PXAT 1010000 FIELDS 1 f v");
+    for command in ["HSETEX h PXAT 77 FIELDS 1 f v", "HSETEX h KEEPTTL FIELDS 1 f v"] {
+        assert_eq!(sent(command, new), "=");
+    }
+    assert_eq!(sent("HSETEX h KEEPTTL FIELDS 1 f v", redis(7, 4)), "=");
+    for old in [redis(7, 2), valkey(8, 1)] {
+        assert_eq!(sent("HSETEX h KEEPTTL FIELDS 2 f v g w", old), "HSET h f v g w");
+        assert_eq!(sent("HSETEX h PXAT 77 FIELDS 1 f v", old), "=");
+    }
+}
+
+#[test]
+fn pairs_with_an_expiry() {
+    let command = "MSETEX 2 a 1 b 2 EX 10";
+    assert_eq!(sent(command, redis(8, 4)), "MSETEX 2 a 1 b 2 PXAT 1010000");
+    assert_eq!(sent(command, valkey(9, 1)), "MSETEX 2 a 1 b 2 PXAT 1010000");
+    assert_eq!(sent(command, valkey(9, 0)), "SET a 1 PXAT 1010000; SET b 2 PXAT 1010000");
+    assert_eq!(sent(command, redis(5, 0)), "SET a 1 PX 6000; SET b 2 PX 6000");
+    assert_eq!(sent("MSETEX 1 a NX XX PXAT 5", redis(8, 4)), "=");
+    assert_eq!(sent("MSETEX 1 a 1 NX KEEPTTL", redis(8, 0)), "SET a 1 KEEPTTL");
+    assert_eq!(sent("MSETEX 1 a 1", redis(8, 0)), "SET a 1");
+    assert_eq!(sent("MSETEX 9 a 1", redis(8, 0)), "=");
+}
+
+#[test]
+fn what_the_target_does_not_know() {
+    for (command, before, at, since) in [
+        ("UNLINK a b", "DEL a b", "=", (4, 0)),
+        ("GETDEL a", "DEL a", "=", (6, 2)),
+        ("LPOP l 2", "LTRIM l 2 -1", "=", (6, 2)),
+        ("rpop l 2", "LTRIM l 0 -3", "=", (6, 2)),
+        ("LPOP l", "=", "=", (6, 2)),
+        ("ZPOPMIN z", "ZREMRANGEBYRANK z 0 0", "=", (5, 0)),
+        ("ZPOPMAX z 3", "ZREMRANGEBYRANK z -3 -1", "=", (5, 0)),
+        ("LMOVE a b RIGHT left", "RPOPLPUSH a b", "=", (6, 2)),
+        ("LMOVE a b LEFT LEFT", "=", "=", (6, 2)),
+        ("BLMOVE a b RIGHT LEFT 0", "RPOPLPUSH a b", "LMOVE a b RIGHT LEFT", (6, 2)),
+        ("BRPOPLPUSH a b 0", "RPOPLPUSH a b", "RPOPLPUSH a b", (6, 2)),
+        ("FLUSHALL ASYNC", "FLUSHALL", "=", (4, 0)),
+        ("FLUSHDB SYNC", "FLUSHDB", "=", (6, 2)),
+        ("FLUSHDB", "=", "=", (6, 2)),
+        ("XADD s NOMKSTREAM 1-1 f v", "XADD s 1-1 f v", "=", (6, 2)),
+        ("XADD s MAXLEN 5 1-1 f v", "=", "=", (6, 2)),
+        ("XGROUP SETID s g 1-1 ENTRIESREAD 5", "XGROUP SETID s g 1-1", "=", (7, 0)),
+        ("XGROUP CREATE s g 0 MKSTREAM ENTRIESREAD 5", "XGROUP CREATE s g 0 MKSTREAM", "=", (7, 0)),
+        ("XSETID s 1-1 ENTRIESADDED 5 MAXDELETEDID 0-0", "XSETID s 1-1", "=", (7, 0)),
+        ("HGETDEL h FIELDS 2 f g", "HDEL h f g", "HDEL h f g", (8, 0)),
+    ] {
+        let (major, minor) = since;
+        assert_eq!(sent(command, redis(major - 1, 0)), before, "{command} before {major}.{minor}");
+        assert_eq!(sent(command, redis(major, minor)), at, "{command} from {major}.{minor}");
+    }
+}
+
+#[test]
+fn nonsense_is_left_to_the_target() {
+    for command in [
+        "SETEX k x v",
+        "SETEX k 0 v",
+        "SETEX k 9223372036854775807 v",
+        "SET k v EX",
+        "SET k v EX x",
+        "SET k v EX 9223372036854775807",
+        "SET k v NEWOPTION",
+        "EXPIRE k x",
+        "PEXPIRE k 9223372036854775807",
+        "RESTORE k x p",
+        "LPOP l -1",
+        "LPOP l x",
+        "ZPOPMAX z -9223372036854775808",
+        "HEXPIRE h x FIELDS 1 f",
+        "HSETEX h WHAT EX 5 FIELDS 1 f v",
+        "MSETEX x a b c",
+    ] {
+        assert_eq!(sent(command, redis(2, 8)), "=", "{command}");
+        assert_eq!(sent(command, redis(8, 4)), "=", "{command}");
+    }
+}
+
+#[test]
+fn plain_commands_are_not_looked_at() {
+    for (command, may) in
+        [("SET k v", false), ("SADD s m", false), ("LPOP l", false), ("SET k v PXAT 1", true)]
+    {
+        let args = TestArgs::new(command);
+        assert_eq!(may_rewrite(lookup(args.args().name()).unwrap(), &args.args()), may, "{command}");
+    }
+}
+
+proptest! {
+    /// Whatever stands in a command, the rewriter neither fails nor writes broken frames.
+    #[test]
+    fn any_arguments_give_whole_frames(
+        at in 0..crate::command::all().len(),
+        words in prop::collection::vec(
+            "[0-9]{1,2}|-?[0-9]{18,20}|EX|PX|PXAT|EXAT|NX|XX|GT|IFEQ|KEEPTTL|FIELDS|ABSTTL|REPLACE|FREQ|RIGHT|LEFT|ENTRIESREAD|NOMKSTREAM|[a-z]?",
+            0..9,
+        ),
+        old in any::<bool>(),
+    ) {
+        let spec = &crate::command::all()[at];
+        let args = TestArgs::of(std::iter::once(spec.name.to_string()).chain(words));
+        let mut out = b"*1\r\n$4\r\nPING\r\n".to_vec();
+        let target = if old { redis(2, 8) } else { redis(8, 4) };
+        let commands = match rewrite(spec, &args.args(), CLOCK, target, &mut out) {
+            Rewrite::Replaced(count) => count,
+            Rewrite::Unchanged | Rewrite::Drop => 0,
+        };
+        prop_assert_eq!(printed(&out).len(), 1 + commands as usize);
+    }
+}

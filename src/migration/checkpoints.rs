@@ -1,0 +1,81 @@
+//! Where a stopped migration goes on: one small file in the data directory, replaced as a whole.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::worker::Checkpoint;
+
+/// By shard id.
+pub type Checkpoints = BTreeMap<String, Checkpoint>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("cannot read the checkpoint {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the checkpoint {} cannot be understood ({source}); remove it to start with a full sync", path.display())]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("cannot write the checkpoint {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+fn path(data_dir: &Path, uid: &str) -> PathBuf {
+    data_dir.join(format!("{uid}.checkpoint.json"))
+}
+
+/// Empty when there is none.
+pub fn load(data_dir: &Path, uid: &str) -> Result<Checkpoints, CheckpointError> {
+    let path = path(data_dir, uid);
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Damaged { path, source })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Checkpoints::new()),
+        Err(source) => Err(CheckpointError::Read { path, source }),
+    }
+}
+
+/// Takes the checkpoint away: what is on the target is no longer what it says, or it is not needed.
+pub fn clear(data_dir: &Path, uid: &str) -> Result<(), CheckpointError> {
+    let path = path(data_dir, uid);
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(CheckpointError::Write { path, source }),
+    }
+}
+
+/// Written beside and moved over, so that a crash leaves the old one or the new one.
+pub fn save(data_dir: &Path, uid: &str, checkpoints: &Checkpoints) -> Result<(), CheckpointError> {
+    let path = path(data_dir, uid);
+    let beside = path.with_extension("json.new");
+    let written = serde_json::to_vec_pretty(checkpoints).map_err(io::Error::other).and_then(|bytes| {
+        std::fs::create_dir_all(data_dir)?;
+        let mut file = std::fs::File::create(&beside)?;
+        io::Write::write_all(&mut file, &bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)
+    });
+    written.map_err(|source| CheckpointError::Write { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_loaded_and_can_be_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        assert!(load(&data, "a.b").unwrap().is_empty());
+        let checkpoint = Checkpoint { replication_id: "f".repeat(40), offset: 77, db: 3 };
+        let all = Checkpoints::from([("10.0.0.1:6379".to_owned(), checkpoint)]);
+        save(&data, "a.b", &all).unwrap();
+        assert_eq!(load(&data, "a.b").unwrap(), all);
+        clear(&data, "a.b").unwrap();
+        clear(&data, "a.b").unwrap();
+        assert!(load(&data, "a.b").unwrap().is_empty());
+        std::fs::write(path(&data, "a.b"), "{").unwrap();
+        assert!(matches!(load(&data, "a.b"), Err(CheckpointError::Damaged { .. })));
+    }
+}

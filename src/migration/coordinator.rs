@@ -1,0 +1,477 @@
+//! The life of one run: preflight, workers, phases, verification, cutover, outcome.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::checkpoints::{self, Checkpoints};
+use super::cutover::{self, Paused};
+use super::state::{Shard, State, is_in_sync, now};
+use super::verification::{self, failed, settle};
+use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
+use crate::api::conditions::{self, reason};
+use crate::api::plan::{CutoverMode, ExistingKeys};
+use crate::api::{Phase, Plan};
+use crate::connection::ConnectionError;
+use crate::preflight::PreflightReport;
+use crate::source::replication::ReplicationError;
+use crate::verify::{Settle, VerifyError, VerifyProgress, verify};
+use crate::worker::{self, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+
+/// How often the workers' numbers are gathered.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Why the wait for something ended early.
+enum Ended {
+    Stop,
+    Worker(WorkerError),
+    Other { reason: &'static str, message: String },
+}
+
+struct Run {
+    plan: Arc<Plan>,
+    options: RunOptions,
+    state: State,
+    report: PreflightReport,
+    shards: Vec<Shard>,
+    workers: JoinSet<(String, Result<Stopped, WorkerError>)>,
+    drain: watch::Sender<bool>,
+    last_progress: (Instant, u64),
+}
+
+pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
+    let mut state = State::new(&plan, observers);
+    state.set(conditions::READY, false, reason::FULL_SYNC, "not in sync yet");
+    state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "looking at both sides");
+    state.phase(Phase::Preflight, "looking at both sides");
+    let known = match &options.data_dir {
+        Some(data_dir) => checkpoints::load(data_dir, &plan.uid),
+        None => Ok(Checkpoints::new()),
+    };
+    let known = match known {
+        Ok(known) => known,
+        Err(error) => return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string()),
+    };
+    let report = match setup::preflight(&plan, known.is_empty()).await {
+        Ok(report) => report,
+        Err(MigrationError { reason, message }) => {
+            state.set(conditions::PREFLIGHT_PASSED, false, reason, &message);
+            return failed(&mut state, reason, message);
+        }
+    };
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
+    state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
+    let (folder, _temporary) = match spool_folder(&options, &plan) {
+        Ok(folder) => folder,
+        Err(error) => {
+            let message = format!("no folder for the spool: {error}; give one with --data-dir");
+            return failed(&mut state, reason::PREFLIGHT_FAILED, message);
+        }
+    };
+    let setups = match setup::workers(&plan, &report, &folder, &known).await {
+        Ok(setups) => setups,
+        Err(MigrationError { reason, message }) => return failed(&mut state, reason, message),
+    };
+    // From here on the target may hold more than the old checkpoint says; a clean stop writes a new one.
+    if let Some(data_dir) = &options.data_dir
+        && let Err(error) = checkpoints::clear(data_dir, &plan.uid)
+    {
+        return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string());
+    }
+    let mut run = Run::start(plan, options, state, report, setups);
+    let outcome = run.live().await;
+    run.end(outcome).await
+}
+
+/// The folder for segment files; a temporary one is removed with its guard.
+fn spool_folder(options: &RunOptions, plan: &Plan) -> std::io::Result<(PathBuf, Option<RemoveFolder>)> {
+    match &options.data_dir {
+        Some(data_dir) => {
+            let folder = data_dir.join("spool");
+            std::fs::create_dir_all(&folder)?;
+            Ok((folder, None))
+        }
+        None => {
+            let name = format!("redis-migration-{}-{}", plan.uid, std::process::id());
+            let folder = std::env::temp_dir().join(name);
+            Ok((folder.clone(), Some(RemoveFolder(folder))))
+        }
+    }
+}
+
+struct RemoveFolder(PathBuf);
+
+impl Drop for RemoveFolder {
+    fn drop(&mut self) {
+        // It exists only if the spool needed the disk; the workers' own folders in it are gone already.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+impl Run {
+    fn start(
+        plan: Arc<Plan>,
+        options: RunOptions,
+        state: State,
+        report: PreflightReport,
+        setups: Vec<WorkerSetup>,
+    ) -> Self {
+        let (drain, asked) = watch::channel(false);
+        let mut workers = JoinSet::new();
+        let mut shards = Vec::with_capacity(setups.len());
+        let topology = report.source.as_ref().map(|source| &source.topology);
+        for (index, setup) in setups.into_iter().enumerate() {
+            let progress = ShardProgress::new();
+            let slots = topology
+                .filter(|topology| topology.is_cluster())
+                .and_then(|topology| topology.shards.get(index))
+                .map(|shard| shard.slots.to_string());
+            shards.push(Shard {
+                id: setup.shard.clone(),
+                slots: slots.unwrap_or_default(),
+                source: setup.source.clone(),
+                dialer: setup.source_dialer.clone(),
+                progress: Arc::clone(&progress),
+            });
+            let asked = asked.clone();
+            workers.spawn(async move {
+                let shard = setup.shard.clone();
+                (shard, worker::run(setup, progress, asked).await)
+            });
+        }
+        Self { plan, options, state, report, shards, workers, drain, last_progress: (Instant::now(), 0) }
+    }
+
+    /// Everything between preflight and the end.
+    async fn live(&mut self) -> Result<Outcome, Ended> {
+        self.state.phase(Phase::FullSync, "copying the snapshot");
+        self.state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "copying the snapshot");
+        let shards = self.shards.clone();
+        self.until(async move {
+            for shard in &shards {
+                let mut numbers = shard.progress.numbers.subscribe();
+                // An error means that the worker is gone: its own result says why.
+                let _ = numbers.wait_for(|numbers| numbers.phase == ShardPhase::IncrementalSync).await;
+            }
+        })
+        .await?;
+        self.state.set(
+            conditions::FULL_SYNCED,
+            true,
+            reason::INCREMENTAL_SYNC,
+            "the snapshot stands on the target",
+        );
+        self.state.phase(Phase::IncrementalSync, "catching up");
+        let shards = self.shards.clone();
+        self.until(async move { settle(&shards).await }).await?;
+        self.state.gather(&self.shards);
+        let message = format!("in sync, {} shard(s)", self.shards.len());
+        self.state.set(conditions::IN_SYNC, true, reason::INCREMENTAL_SYNC, &message);
+        self.state.remove(conditions::RECONCILING);
+        self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
+        self.state.phase(Phase::IncrementalSync, &message);
+
+        if let Some(outcome) = self.verify().await? {
+            return Ok(outcome);
+        }
+        if self.options.until == Until::InSync {
+            return Ok(Outcome::Done);
+        }
+        self.cut_over().await
+    }
+
+    /// `Some`: what was found ends the run.
+    async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
+        let shards = Arc::new(self.shards.clone());
+        let hook: Settle = Arc::new(move || {
+            let shards = Arc::clone(&shards);
+            async move { settle(&shards).await }.boxed()
+        });
+        let input = verification::input(&self.plan, &self.report, hook)
+            .map_err(|MigrationError { reason, message }| Ended::Other { reason, message })?;
+        let Some(input) = input else { return Ok(None) };
+        self.state.phase(Phase::Verifying, "comparing source and target");
+        let (_stop, stopped) = watch::channel(false);
+        let (progress, seen) = watch::channel(VerifyProgress::default());
+        let mut verified = None;
+        {
+            let verified = &mut verified;
+            let plan = Arc::clone(&self.plan);
+            let job = async move { *verified = Some(verify(input, progress, stopped).await) };
+            self.until_with(job, |state| {
+                let progress = *seen.borrow();
+                verification::show_progress(state, &progress);
+            })
+            .await?;
+            drop(plan);
+        }
+        match verified {
+            Some(Ok(report)) => {
+                let passed = verification::show_report(&mut self.state, &self.plan, &report);
+                self.state.phase(Phase::IncrementalSync, "in sync");
+                let follow_on =
+                    self.plan.cutover.mode == CutoverMode::Never && self.options.until == Until::Finished;
+                Ok((!passed && !follow_on).then(|| Outcome::Differences { count: report.differences() }))
+            }
+            Some(Err(VerifyError::Stopped)) | None => Err(Ended::Stop),
+            Some(Err(error)) => {
+                Err(Ended::Other { reason: reason::VERIFICATION_FAILED, message: error.to_string() })
+            }
+        }
+    }
+
+    async fn cut_over(&mut self) -> Result<Outcome, Ended> {
+        let plan = self.plan.cutover;
+        if plan.mode == CutoverMode::Never {
+            self.state.phase(Phase::IncrementalSync, "in sync; following until stopped");
+            self.until(std::future::pending()).await?;
+        }
+        let refused = self.state.status.quarantine.commands;
+        if refused > 0 {
+            let message = format!(
+                "{refused} command(s) or key(s) were not taken by the target (status.quarantine): no cutover"
+            );
+            self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
+            return Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message });
+        }
+        self.wait_for_low_lag().await?;
+        self.state.set(
+            conditions::CUTOVER_READY,
+            true,
+            reason::INCREMENTAL_SYNC,
+            "lag is within the cutover's limits",
+        );
+        if plan.mode == CutoverMode::Manual && !plan.approved {
+            let message = "in sync; waiting for spec.cutover.approved";
+            self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
+            self.state.phase(Phase::IncrementalSync, message);
+            self.until(std::future::pending()).await?;
+        }
+        self.state.status.cutover.start_time = Some(now());
+        self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
+        let shards = self.shards.clone();
+        let mut result = None;
+        let mut cannot = Vec::new();
+        {
+            let (result, cannot) = (&mut result, &mut cannot);
+            self.until(async move { *result = Some(cutover::drain(&shards, &plan, cannot).await) }).await?;
+        }
+        for why in &cannot {
+            tracing::warn!("{why}; stop the writers yourself before the cutover");
+        }
+        match result {
+            Some(Ok(Paused::Drained { millis })) => {
+                self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
+                self.state.status.cutover.completion_time = Some(now());
+                Ok(Outcome::Done)
+            }
+            Some(Ok(Paused::TimedOut)) => Err(Ended::Other {
+                reason: reason::PAUSE_TIMEOUT,
+                message: format!(
+                    "the target did not catch up within {} s of paused writes; writes go on at the source",
+                    plan.pause_timeout_seconds
+                ),
+            }),
+            Some(Err(error)) => {
+                Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
+            }
+            None => Err(Ended::Stop),
+        }
+    }
+
+    async fn wait_for_low_lag(&mut self) -> Result<(), Ended> {
+        let plan = self.plan.cutover;
+        let shards = self.shards.clone();
+        self.state.set(
+            conditions::CUTOVER_READY,
+            false,
+            reason::LAG_ABOVE_THRESHOLD,
+            "waiting for the lag to fall",
+        );
+        self.until(async move {
+            for shard in &shards {
+                let mut numbers = shard.progress.numbers.subscribe();
+                // An error means that the worker is gone: its own result says why.
+                let _ = numbers
+                    .wait_for(|numbers| {
+                        numbers.lag_bytes <= plan.max_lag_bytes && numbers.lag_millis <= plan.max_lag_millis
+                    })
+                    .await;
+            }
+        })
+        .await
+    }
+
+    async fn until(&mut self, job: impl Future<Output = ()>) -> Result<(), Ended> {
+        self.until_with(job, |_| {}).await
+    }
+
+    /// Waits for `job`, and meanwhile reports, heeds the stop request and watches the workers.
+    async fn until_with(
+        &mut self,
+        job: impl Future<Output = ()>,
+        mut report: impl FnMut(&mut State),
+    ) -> Result<(), Ended> {
+        let mut job = std::pin::pin!(job);
+        let mut stop = self.options.stop.clone();
+        let mut tick = tokio::time::interval(GATHER);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = &mut job => return Ok(()),
+                Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
+                Some(ended) = self.workers.join_next() => match ended {
+                    Ok((_, Ok(_))) => return Err(Ended::Stop),
+                    Ok((_, Err(error))) => return Err(Ended::Worker(error)),
+                    Err(error) => {
+                        let message = format!("a shard worker ended by itself: {error}");
+                        return Err(Ended::Other { reason: reason::ABORTED, message });
+                    }
+                },
+                _ = tick.tick() => {
+                    report(&mut self.state);
+                    self.observe()?;
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self) -> Result<(), Ended> {
+        self.state.gather(&self.shards);
+        let full = self.shards.iter().any(|shard| shard.numbers().spool_full);
+        if full {
+            let message = "the spool is full (limits.spoolDisk): the source waits for the target";
+            self.state.set(conditions::DEGRADED, true, reason::SPOOL_FULL, message);
+        }
+        if let Some(shard) = self.shards.iter().find(|shard| shard.link().full_resyncs > 0) {
+            let message = format!("shard {} had to be copied again", shard.id);
+            self.state.set(conditions::DEGRADED, true, reason::FULL_RESYNC_FORCED, &message);
+        }
+        let moved: u64 = self
+            .shards
+            .iter()
+            .map(|shard| shard.numbers())
+            .map(|numbers| {
+                numbers.keys
+                    + numbers.commands
+                    + numbers.snapshot_read
+                    + numbers.applied_offset.unsigned_abs()
+            })
+            .sum();
+        let healthy = self.shards.iter().all(|shard| is_in_sync(&shard.numbers(), &shard.link()));
+        if moved != self.last_progress.1 || healthy {
+            self.last_progress = (Instant::now(), moved);
+        }
+        let policy = self.plan.failure_policy;
+        let deadline = Duration::from_secs(policy.progress_deadline_seconds);
+        if !deadline.is_zero() && self.last_progress.0.elapsed() > deadline {
+            let last = self.state.status.shards.iter().map(|shard| shard.last_error.as_str());
+            let last = last.filter(|error| !error.is_empty()).next().unwrap_or("no error was reported");
+            let message = format!("no progress for {} s: {last}", policy.progress_deadline_seconds);
+            return Err(Ended::Other { reason: reason::DEADLINE_EXCEEDED, message });
+        }
+        Ok(())
+    }
+
+    /// Stops the workers, keeps the checkpoint where it is of use, says how it ended.
+    async fn end(mut self, result: Result<Outcome, Ended>) -> Outcome {
+        let checkpoints = self.stop_workers().await;
+        self.state.gather(&self.shards);
+        let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
+        let mut kept = false;
+        if let Some(data_dir) = self.options.data_dir.clone()
+            && !finished
+            && !checkpoints.is_empty()
+        {
+            match checkpoints::save(&data_dir, &self.plan.uid, &checkpoints) {
+                Ok(()) => kept = checkpoints.len() == self.shards.len(),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        match result {
+            Ok(Outcome::Done) if finished => {
+                self.state.finish(
+                    Phase::Completed,
+                    true,
+                    reason::COMPLETED,
+                    "completed: the target has everything",
+                );
+                Outcome::Done
+            }
+            Ok(Outcome::Differences { count }) => {
+                let message = format!("source and target differ in {count} key(s)");
+                self.state.finish(Phase::Failed, false, reason::VERIFICATION_FAILED, &message);
+                Outcome::Differences { count }
+            }
+            Ok(outcome) => {
+                self.state.publish();
+                outcome
+            }
+            Err(Ended::Stop) => {
+                let message = match (kept, &self.options.data_dir) {
+                    (true, _) => "stopped; started again with the same data-dir it goes on",
+                    (false, None) => "stopped; without --data-dir no checkpoint is kept",
+                    (false, Some(_)) => "stopped before the snapshot stood: the next run starts over",
+                };
+                tracing::info!("{message}");
+                self.state.status.message = message.to_owned();
+                self.state.publish();
+                Outcome::Stopped
+            }
+            Err(Ended::Worker(error)) => {
+                let (reason, mut message) = (reason_of(&error), error.to_string());
+                if matches!(error, WorkerError::KeyExists { .. })
+                    && self.plan.target.existing_keys == ExistingKeys::Fail
+                {
+                    message.push_str("; keys copied so far stay on the target");
+                }
+                failed(&mut self.state, reason, message)
+            }
+            Err(Ended::Other { reason, message }) => failed(&mut self.state, reason, message),
+        }
+    }
+
+    async fn stop_workers(&mut self) -> Checkpoints {
+        self.drain.send_replace(true);
+        let mut checkpoints = Checkpoints::new();
+        while let Some(ended) = self.workers.join_next().await {
+            match ended {
+                Ok((shard, Ok(stopped))) => {
+                    checkpoints.extend(stopped.checkpoint.map(|checkpoint| (shard, checkpoint)));
+                }
+                Ok((shard, Err(error))) => tracing::warn!(shard, %error, "ended with an error"),
+                Err(error) => tracing::error!(%error, "a shard worker ended by itself"),
+            }
+        }
+        checkpoints
+    }
+}
+
+fn reason_of(error: &WorkerError) -> &'static str {
+    let connection = |error: &ConnectionError, unreachable| {
+        if error.is_auth() { reason::AUTH_FAILED } else { unreachable }
+    };
+    match error {
+        WorkerError::Source(ReplicationError::Connection(error)) => {
+            connection(error, reason::SOURCE_UNREACHABLE)
+        }
+        WorkerError::Source(ReplicationError::Refused { .. }) => reason::AUTH_FAILED,
+        WorkerError::Source(ReplicationError::FullResyncForbidden { .. }) => reason::FULL_RESYNC_FORCED,
+        WorkerError::Source(_) => reason::SOURCE_UNREACHABLE,
+        WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
+        WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
+        WorkerError::Target(_) => reason::TARGET_UNREACHABLE,
+        WorkerError::Spool(_)
+        | WorkerError::Rdb { .. }
+        | WorkerError::Checksum { .. }
+        | WorkerError::SnapshotEnd { .. }
+        | WorkerError::Stream { .. } => reason::ABORTED,
+    }
+}

@@ -1,0 +1,207 @@
+//! Verification as part of a run, and on its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::watch;
+
+use super::setup::{self, sides};
+use super::state::{Shard, State, now};
+use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest};
+use crate::api::conditions::{self, reason};
+use crate::api::plan::VerificationMode;
+use crate::api::status::DifferenceSample;
+use crate::api::{Phase, Plan};
+use crate::backoff::Backoff;
+use crate::connection::{Address, Dialer};
+use crate::preflight::PreflightReport;
+use crate::topology::{Topology, server_info};
+use crate::verify::{
+    CHUNK_ABOVE, Deployment, NodeShare, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress,
+    VerifyReport, verify,
+};
+use crate::worker::ShardPhase;
+
+const SAMPLES: usize = 20;
+
+/// Waits until everything that the sources had written when this was called stands on the target.
+pub async fn settle(shards: &[Shard]) {
+    for shard in shards {
+        let offset = source_offset(shard).await;
+        let mut numbers = shard.progress.numbers.subscribe();
+        // An error means that the worker is gone: its own result says why.
+        let _ = numbers
+            .wait_for(|numbers| {
+                numbers.stopped
+                    || (numbers.phase == ShardPhase::IncrementalSync
+                        && match offset {
+                            Some(offset) => numbers.applied_offset >= offset,
+                            None => numbers.lag_bytes == 0,
+                        })
+            })
+            .await;
+    }
+}
+
+/// The source's replication offset now. `None`: it does not let us ask, or it is a SYNC source, whose
+/// offsets are not ours; then what was received has to do.
+async fn source_offset(shard: &Shard) -> Option<i64> {
+    let mut backoff = Backoff::default();
+    loop {
+        if shard.link().origin.is_some_and(|origin| origin.replication_id == "?") {
+            return None;
+        }
+        match server_info(&shard.dialer, &shard.source).await {
+            Ok(info) => return Some(info.offset),
+            Err(error) if error.is_transient() => backoff.wait().await,
+            Err(error) => {
+                tracing::debug!(%error, "the source's offset cannot be asked for");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return None;
+            }
+        }
+    }
+}
+
+fn deployment(topology: &Topology, dialer: &Dialer, read: Option<&[Address]>) -> Deployment {
+    let nodes = topology.shards.iter().enumerate().map(|(index, shard)| {
+        let master = &shard.master.address;
+        let address = read.and_then(|read| read.get(index)).unwrap_or(master);
+        NodeShare {
+            address: address.clone(),
+            slots: shard.slots.ranges().iter().map(|&(first, last)| first..=last).collect(),
+            replica: address != master,
+        }
+    });
+    Deployment {
+        dialer: dialer.clone(),
+        version: topology.server,
+        nodes: nodes.collect(),
+        cluster: topology.is_cluster(),
+    }
+}
+
+/// `None`: the plan asks for no verification.
+pub fn input(
+    plan: &Plan,
+    report: &PreflightReport,
+    settle: Settle,
+) -> Result<Option<VerifyInput>, MigrationError> {
+    let mode = match plan.verification.mode {
+        VerificationMode::Full => VerifyMode::Full,
+        VerificationMode::Sample => {
+            VerifyMode::Sample { percent: u32::from(plan.verification.sample_percent) }
+        }
+        VerificationMode::Keys => VerifyMode::Keys,
+        VerificationMode::Off => return Ok(None),
+    };
+    let (source, target) = sides(report)?;
+    Ok(Some(VerifyInput {
+        source: deployment(&source.topology, &setup::source_dialer(plan), Some(&source.origins)),
+        target: deployment(&target.topology, &setup::target_dialer(plan), None),
+        databases: plan.database_map.clone(),
+        include: None,
+        mode,
+        rounds: plan.verification.rounds,
+        max_samples: SAMPLES,
+        chunk_above: CHUNK_ABOVE,
+        settle,
+    }))
+}
+
+/// Puts progress and report into the status.
+pub fn show_progress(state: &mut State, progress: &VerifyProgress) {
+    let verification = &mut state.status.verification;
+    verification.round = i64::from(progress.round);
+    verification.keys_compared = progress.keys_compared as i64;
+    verification.differences = progress.differences as i64;
+}
+
+/// True when no more differs than the plan allows.
+pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport) -> bool {
+    let verification = &mut state.status.verification;
+    verification.round = i64::from(report.rounds);
+    verification.keys_compared = report.keys_compared as i64;
+    verification.differences = report.differences() as i64;
+    verification.samples = report
+        .samples
+        .iter()
+        .map(|difference| DifferenceSample {
+            db: difference.db as i64,
+            key: difference.key.clone(),
+            kind: format!("{:?}", difference.kind),
+            detail: difference.detail.clone(),
+        })
+        .collect();
+    verification.completion_time = Some(now());
+    let passed = report.differences() <= plan.verification.max_differences;
+    let VerifyReport { keys_compared, missing, different, extra, unchecked, .. } = report;
+    let mut message =
+        format!("{keys_compared} keys compared: {missing} missing, {different} different, {extra} extra");
+    if *unchecked > 0 {
+        message.push_str(&format!(", {unchecked} more not equal at first sight"));
+    }
+    let why = if passed { reason::COMPLETED } else { reason::VERIFICATION_FAILED };
+    state.set(conditions::VERIFIED, passed, why, &message);
+    state.publish();
+    passed
+}
+
+/// `redis-migration verify`: no worker runs; both sides are taken as they are.
+pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
+    let mut state = State::new(&plan, observers);
+    state.phase(Phase::Preflight, "looking at both sides");
+    let report = match setup::preflight(&plan, false).await {
+        Ok(report) => report,
+        Err(error) => return failed(&mut state, error.reason, error.to_string()),
+    };
+    let settle: Settle = Arc::new(|| tokio::time::sleep(Duration::from_millis(500)).boxed());
+    let input = match input(&plan, &report, settle) {
+        Ok(Some(input)) => input,
+        Ok(None) => {
+            let message = "spec.verification.mode is Off: nothing to compare".to_owned();
+            return failed(&mut state, reason::INVALID_SPEC, message);
+        }
+        Err(error) => return failed(&mut state, error.reason, error.to_string()),
+    };
+    state.phase(Phase::Verifying, "comparing source and target");
+    let (stop, stopped) = watch::channel(false);
+    let mut asked = options.stop.clone();
+    let (progress, mut seen) = watch::channel(VerifyProgress::default());
+    let mut job = Box::pin(verify(input, progress, stopped));
+    let result = loop {
+        tokio::select! {
+            result = &mut job => break result,
+            Ok(()) = seen.changed() => {
+                let progress = *seen.borrow_and_update();
+                show_progress(&mut state, &progress);
+                state.publish();
+            }
+            Ok(_) = asked.wait_for(|stop| *stop != StopRequest::Run) => {
+                stop.send_replace(true);
+                return Outcome::Stopped;
+            }
+        }
+    };
+    match result {
+        Ok(report) => {
+            if show_report(&mut state, &plan, &report) {
+                state.finish(Phase::Completed, true, reason::COMPLETED, "source and target are equal");
+                Outcome::Done
+            } else {
+                let count = report.differences();
+                let message = format!("source and target differ in {count} key(s)");
+                state.finish(Phase::Failed, false, reason::VERIFICATION_FAILED, &message);
+                Outcome::Differences { count }
+            }
+        }
+        Err(VerifyError::Stopped) => Outcome::Stopped,
+        Err(error) => failed(&mut state, reason::VERIFICATION_FAILED, error.to_string()),
+    }
+}
+
+pub fn failed(state: &mut State, reason: &'static str, message: String) -> Outcome {
+    state.finish(Phase::Failed, false, reason, &message);
+    Outcome::Failed { reason, message }
+}

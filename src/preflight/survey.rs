@@ -1,0 +1,168 @@
+//! What one server tells about itself.
+
+use super::{OWN_KEY_PREFIX, PreflightError};
+use crate::connection::{Address, Connection, ConnectionError, Dialer};
+use crate::resp::Reply;
+use crate::topology::{Role, ServerInfo, config, read_info};
+
+/// What a user needs on each side for a start; the run finds out about the rest.
+const NEEDED_ON_SOURCE: [&[&str]; 2] = [&["PSYNC", "?", "-1"], &["REPLCONF", "listening-port", "0"]];
+const NEEDED_ON_TARGET: [&[&str]; 3] = [
+    &["SET", "redis-migration:probe", ""],
+    &["RESTORE", "redis-migration:probe", "0", ""],
+    &["DEL", "redis-migration:probe"],
+];
+/// A page of keys; our own few are all on the first pages of a target that is otherwise empty.
+const PAGE: &str = "1000";
+
+pub(super) struct Survey {
+    pub(super) address: Address,
+    pub(super) info: ServerInfo,
+    /// Bytes and policy; `None`: the server does not tell.
+    pub(super) maxmemory: Option<u64>,
+    pub(super) policy: Option<String>,
+    /// `None`: the server does not tell.
+    pub(super) modules: Option<Vec<String>>,
+    /// `client-output-buffer-limit`, as CONFIG prints it.
+    pub(super) output_limits: Option<String>,
+}
+
+/// Asks the server at `address`; on a source to be replicated, `psync` is the name of that command there.
+pub(super) async fn survey(
+    dialer: &Dialer,
+    address: &Address,
+    role: Role,
+    psync: Option<&str>,
+) -> Result<Survey, PreflightError> {
+    let failed = |source| PreflightError::Connection { role, source };
+    let mut connection = dialer.connect(address).await.map_err(failed)?;
+    let info = read_info(&mut connection).await.map_err(failed)?;
+    if info.loading {
+        let (address, eta_seconds) = (address.clone(), info.loading_eta_seconds);
+        return Err(PreflightError::Loading { role, address, eta_seconds });
+    }
+    if let Some(name) = psync {
+        psync_exists(&mut connection, name).await?;
+    }
+    permissions(&mut connection, role, psync).await?;
+    let maxmemory = match info.maxmemory {
+        Some(bytes) => Some(bytes),
+        None => config(&mut connection, "maxmemory").await.and_then(|bytes| bytes.parse().ok()),
+    };
+    let policy = match &info.maxmemory_policy {
+        Some(policy) => Some(policy.clone()),
+        None => config(&mut connection, "maxmemory-policy").await,
+    };
+    Ok(Survey {
+        address: address.clone(),
+        maxmemory,
+        policy,
+        modules: modules(&mut connection).await,
+        output_limits: config(&mut connection, "client-output-buffer-limit").await,
+        info,
+    })
+}
+
+/// Fails when one of `servers` holds a key that is not ours.
+pub(super) async fn empty(dialer: &Dialer, servers: &[Survey]) -> Result<(), PreflightError> {
+    let looked = servers.iter().filter(|survey| survey.info.keys() > 0).map(|survey| async move {
+        let failed = |source| PreflightError::Connection { role: Role::Target, source };
+        let mut connection = dialer.connect(&survey.address).await.map_err(failed)?;
+        for (database, _) in &survey.info.keyspace {
+            if holds_foreign_key(&mut connection, *database).await.map_err(failed)? {
+                let (address, keys) = (survey.address.clone(), survey.info.keys());
+                return Err(PreflightError::TargetNotEmpty { address, database: *database, keys });
+            }
+        }
+        Ok(())
+    });
+    futures::future::try_join_all(looked).await.map(|_| ())
+}
+
+async fn holds_foreign_key(connection: &mut Connection, database: u64) -> Result<bool, ConnectionError> {
+    if database != 0 {
+        connection.query(&[b"SELECT", database.to_string().as_bytes()]).await?;
+    }
+    let mut cursor = b"0".to_vec();
+    loop {
+        let reply = connection.query(&[b"SCAN", &cursor, b"COUNT", PAGE.as_bytes()]).await?;
+        let [next, keys] = reply.items() else { return Err(connection.unexpected(b"SCAN")) };
+        let foreign =
+            |key: &Reply| !key.bytes().is_some_and(|key| key.starts_with(OWN_KEY_PREFIX.as_bytes()));
+        if keys.items().iter().any(foreign) {
+            return Ok(true);
+        }
+        cursor = next.bytes().ok_or_else(|| connection.unexpected(b"SCAN"))?.to_vec();
+        if cursor == b"0" {
+            return Ok(false);
+        }
+    }
+}
+
+/// COMMAND INFO (2.8.13 and newer) knows renamed commands by their new name only.
+async fn psync_exists(connection: &mut Connection, name: &str) -> Result<(), PreflightError> {
+    match connection.query(&[b"COMMAND", b"INFO", name.as_bytes()]).await {
+        Ok(reply) if matches!(reply.items(), [Reply::Array(None) | Reply::Bulk(None)]) => {
+            Err(PreflightError::NoPsync { address: connection.address().clone(), command: name.to_owned() })
+        }
+        Ok(_) => Ok(()),
+        Err(error) => optional(error, Role::Source),
+    }
+}
+
+/// By ACL DRYRUN (7.0 and newer), which runs nothing. Only a refusal of the command itself counts:
+/// which keys a user may touch is the manifest's business.
+async fn permissions(
+    connection: &mut Connection,
+    role: Role,
+    psync: Option<&str>,
+) -> Result<(), PreflightError> {
+    let user = match connection.query_text(&[b"ACL", b"WHOAMI"]).await {
+        Ok(user) => user,
+        Err(error) => return optional(error, role),
+    };
+    let needed: &[&[&str]] = match (role, psync) {
+        (Role::Source, Some(_)) => &NEEDED_ON_SOURCE,
+        (Role::Source, None) => &[],
+        (Role::Target, _) => &NEEDED_ON_TARGET,
+    };
+    for command in needed {
+        let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+        args.extend(command.iter().map(|arg| arg.as_bytes()));
+        let name = command.first().copied().unwrap_or_default();
+        if let (Some(slot), Some(renamed), "PSYNC") = (args.get_mut(3), psync, name) {
+            *slot = renamed.as_bytes();
+        }
+        match connection.query(&args).await {
+            // Refusals come as a text, not as an error.
+            Ok(reply) => match reply.text() {
+                Some(text) if text.contains("permissions to run the") => {
+                    let (address, command) = (connection.address().clone(), name.to_owned());
+                    return Err(PreflightError::Forbidden { role, address, command, text: text.to_owned() });
+                }
+                _ => {}
+            },
+            Err(error) => return optional(error, role),
+        }
+    }
+    Ok(())
+}
+
+/// Names, in any order. MODULE exists from 4.0: a server without it has none.
+async fn modules(connection: &mut Connection) -> Option<Vec<String>> {
+    let reply = connection.query(&[b"MODULE", b"LIST"]).await.ok()?;
+    let name = |module: &Reply| {
+        let mut fields = module.items().chunks_exact(2);
+        let name = fields.find(|pair| pair.first().and_then(Reply::text) == Some("name"))?;
+        name.get(1)?.text().map(str::to_owned)
+    };
+    Some(reply.items().iter().filter_map(name).collect())
+}
+
+/// An answer that was not given does not matter; a broken connection does.
+fn optional(error: ConnectionError, role: Role) -> Result<(), PreflightError> {
+    match error {
+        ConnectionError::Server { .. } | ConnectionError::UnexpectedReply { .. } => Ok(()),
+        source => Err(PreflightError::Connection { role, source }),
+    }
+}

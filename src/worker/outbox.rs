@@ -1,0 +1,347 @@
+//! What is on its way to the target: the commands gathered for each lane, the batches that are not yet
+//! answered, and the marks that tell from where to replay.
+//!
+//! A *mark* is a place in the spool between two units, together with the decoder's state there. It becomes
+//! the acknowledged place once every lane has answered everything that was sent before it.
+
+use std::collections::VecDeque;
+
+use tokio::sync::mpsc;
+
+use crate::resp::{array_header, bulk};
+use crate::target::lane::{Batch, Exception, Lane, LaneError, LaneReport};
+
+/// A lane's batch is sent when it holds this much.
+const BATCH_BYTES: usize = 64 << 10;
+/// Buffers kept for reuse; larger ones are given back to the allocator.
+const FREE_BUFFERS: usize = 16;
+const LARGEST_FREE: usize = 2 * BATCH_BYTES;
+/// Lanes hand in at most this many reports before they wait; the applier always drains them.
+pub const REPORTS: usize = 64;
+
+/// Commands gathered for one lane.
+#[derive(Debug, Default)]
+pub struct Pending {
+    pub bytes: Vec<u8>,
+    pub commands: u32,
+    /// The database that the lane will be in behind these commands; `None`: not known.
+    db: Option<u64>,
+    /// The same before the first of them.
+    first_db: Option<u64>,
+}
+
+impl Pending {
+    /// The buffer to append exactly one command to.
+    pub fn command(&mut self) -> &mut Vec<u8> {
+        self.commands += 1;
+        &mut self.bytes
+    }
+
+    /// The buffer to append `count` commands to.
+    pub fn commands(&mut self, count: u32) -> &mut Vec<u8> {
+        self.commands += count;
+        &mut self.bytes
+    }
+
+    /// Makes the commands that follow run in `db`.
+    pub fn select(&mut self, db: u64) {
+        if self.db == Some(db) {
+            return;
+        }
+        self.db = Some(db);
+        let out = self.command();
+        array_header(2, out);
+        bulk(b"SELECT", out);
+        bulk(itoa::Buffer::new().format(db).as_bytes(), out);
+    }
+}
+
+/// A batch under way, as the outbox remembers it.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    sequence: u64,
+    /// Spool position behind its last unit.
+    end: u64,
+    /// All of it stands on the target.
+    done: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    lane: Option<Lane>,
+    pending: Pending,
+    /// Batches sent and not done, or behind one that is not done.
+    sent: VecDeque<Sent>,
+    /// Batches sent and not answered.
+    unanswered: usize,
+    last_sequence: u64,
+    /// Every batch up to this one is done.
+    answered: u64,
+    /// Everything for this lane before this spool position is applied.
+    applied_to: u64,
+    /// Units that end here or before were applied by an earlier attempt.
+    skip_to: u64,
+}
+
+struct Mark<S> {
+    state: S,
+    sequences: Vec<u64>,
+}
+
+/// A batch with answers that need attention.
+#[derive(Debug)]
+pub struct Trouble {
+    pub lane: usize,
+    pub batch: Batch,
+    pub exceptions: Vec<Exception>,
+}
+
+/// What a report meant.
+#[derive(Debug)]
+pub enum Heard {
+    /// All well; marks may have been reached.
+    Fine,
+    Trouble(Trouble),
+    Lost {
+        lane: usize,
+        error: LaneError,
+    },
+}
+
+pub struct Outbox<S> {
+    slots: Vec<Slot>,
+    marks: VecDeque<Mark<S>>,
+    reports: mpsc::Receiver<LaneReport>,
+    pub reporter: mpsc::Sender<LaneReport>,
+    free: Vec<Vec<u8>>,
+    batch_commands: u32,
+    /// The first lane whose pending commands fill a batch.
+    full: Option<usize>,
+    pub batches: u64,
+}
+
+impl<S> Outbox<S> {
+    /// `pipeline_commands`: unanswered commands a lane may have; a batch is a fraction of it.
+    pub fn new(pipeline_commands: usize) -> Self {
+        let (reporter, reports) = mpsc::channel(REPORTS);
+        Self {
+            slots: Vec::new(),
+            marks: VecDeque::new(),
+            reports,
+            reporter,
+            free: Vec::new(),
+            batch_commands: u32::try_from(pipeline_commands / 4).unwrap_or(u32::MAX).max(1),
+            full: None,
+            batches: 0,
+        }
+    }
+
+    pub fn lanes(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Puts a lane in place; what an earlier one at this index left behind is forgotten.
+    pub fn set_lane(&mut self, index: usize, lane: Lane) {
+        while self.slots.len() <= index {
+            self.slots.push(Slot::default());
+        }
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.lane = Some(lane);
+            slot.pending.db = None;
+            slot.pending.first_db = None;
+        }
+    }
+
+    pub fn pending(&mut self, lane: usize) -> Option<&mut Pending> {
+        self.slots.get_mut(lane).map(|slot| &mut slot.pending)
+    }
+
+    /// To be called after units were appended; cheap.
+    pub fn note(&mut self, lane: usize) {
+        if let Some(slot) = self.slots.get(lane)
+            && (slot.pending.bytes.len() >= BATCH_BYTES || slot.pending.commands >= self.batch_commands)
+        {
+            self.full = Some(lane);
+        }
+    }
+
+    /// A lane whose batch should go now.
+    pub fn full(&self) -> Option<usize> {
+        self.full
+    }
+
+    /// True when this lane had the unit that ends at `end` applied before the last replay began.
+    pub fn is_applied(&self, lane: usize, end: u64) -> bool {
+        self.slots.get(lane).is_some_and(|slot| end <= slot.skip_to)
+    }
+
+    pub fn has_pending(&self) -> bool {
+        self.slots.iter().any(|slot| slot.pending.commands > 0)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.slots.iter().all(|slot| slot.unanswered == 0 || slot.lane.is_none())
+    }
+
+    /// True while every lane has at most one batch under way: worth sending small batches.
+    pub fn is_quick(&self) -> bool {
+        self.slots.iter().all(|slot| slot.unanswered < 2)
+    }
+
+    /// Takes the pending commands of `lane` as a batch; `end`: spool position behind its last unit.
+    pub fn take_batch(&mut self, lane: usize, end: u64) -> Option<Batch> {
+        if self.full == Some(lane) {
+            self.full = None;
+        }
+        let free = self.free.pop().unwrap_or_default();
+        let slot = self.slots.get_mut(lane)?;
+        if slot.pending.commands == 0 {
+            return None;
+        }
+        slot.last_sequence += 1;
+        let sequence = slot.last_sequence;
+        slot.sent.push_back(Sent { sequence, end, done: false });
+        slot.unanswered += 1;
+        let pending = &mut slot.pending;
+        let commands = std::mem::take(&mut pending.commands);
+        let db = std::mem::replace(&mut pending.first_db, pending.db);
+        self.batches += 1;
+        Some(Batch { bytes: std::mem::replace(&mut pending.bytes, free), commands, sequence, db })
+    }
+
+    /// Hands a batch to its lane, and meanwhile takes reports, as lanes wait until theirs are taken.
+    /// False: the lane is over; its report follows.
+    pub async fn send(&mut self, lane: usize, batch: Batch, heard: &mut Vec<Heard>) -> bool {
+        // The lane is taken out meanwhile, so that reports can be worked into the rest.
+        let Some(sender) = self.slots.get_mut(lane).and_then(|slot| slot.lane.take()) else { return false };
+        let mut lost = false;
+        let sent = loop {
+            tokio::select! {
+                biased;
+                place = sender.place() => match place {
+                    Some(place) => {
+                        place.send(batch);
+                        break true;
+                    }
+                    None => break false,
+                },
+                report = self.reports.recv() => {
+                    if let Some(report) = report {
+                        let what = self.hear(report);
+                        lost |= matches!(what, Heard::Lost { lane: which, .. } if which == lane);
+                        if !matches!(what, Heard::Fine) {
+                            heard.push(what);
+                        }
+                    }
+                }
+            }
+        };
+        if let Some(slot) = self.slots.get_mut(lane).filter(|_| !lost) {
+            slot.lane = Some(sender);
+        }
+        sent
+    }
+
+    /// Waits for the next report. Cancel-safe.
+    pub async fn report(&mut self) -> LaneReport {
+        match self.reports.recv().await {
+            Some(report) => report,
+            // Cannot happen: this struct holds a sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    pub fn hear(&mut self, report: LaneReport) -> Heard {
+        match report {
+            LaneReport::Answered { lane, batch, exceptions } => {
+                if let Some(slot) = self.slots.get_mut(lane) {
+                    slot.unanswered = slot.unanswered.saturating_sub(1);
+                }
+                if exceptions.is_empty() {
+                    self.answered(lane, batch);
+                    Heard::Fine
+                } else {
+                    Heard::Trouble(Trouble { lane, batch, exceptions })
+                }
+            }
+            LaneReport::Lost { lane, error } => {
+                if let Some(slot) = self.slots.get_mut(lane) {
+                    slot.lane = None;
+                }
+                Heard::Lost { lane, error }
+            }
+        }
+    }
+
+    /// The batch stands on the target, or what does not was set aside.
+    pub fn answered(&mut self, lane: usize, batch: Batch) {
+        let Some(slot) = self.slots.get_mut(lane) else { return };
+        if let Some(sent) = slot.sent.iter_mut().find(|sent| sent.sequence == batch.sequence) {
+            sent.done = true;
+        }
+        while let Some(sent) = slot.sent.front().copied().filter(|sent| sent.done) {
+            slot.answered = sent.sequence;
+            slot.applied_to = slot.applied_to.max(sent.end);
+            slot.sent.pop_front();
+        }
+        let mut bytes = batch.bytes;
+        if self.free.len() < FREE_BUFFERS && bytes.capacity() <= LARGEST_FREE {
+            bytes.clear();
+            self.free.push(bytes);
+        }
+    }
+
+    /// Remembers `state` as a place to replay from, once all that was sent so far is answered.
+    /// Pending commands must have been sent.
+    pub fn mark(&mut self, state: S) {
+        let sequences = self.slots.iter().map(|slot| slot.last_sequence).collect();
+        self.marks.push_back(Mark { state, sequences });
+    }
+
+    /// The newest mark that every lane has reached, if any is newly reached.
+    pub fn reached(&mut self) -> Option<S> {
+        let mut newest = None;
+        while let Some(mark) = self.marks.front() {
+            let reached =
+                self.slots.iter().zip(&mark.sequences).all(|(slot, &sequence)| slot.answered >= sequence);
+            if !reached {
+                break;
+            }
+            newest = self.marks.pop_front().map(|mark| mark.state);
+        }
+        newest
+    }
+
+    /// Everything not answered is forgotten, as it will be replayed. With `keep_applied`, units that a
+    /// lane is known to have applied are skipped then.
+    pub fn rewind(&mut self, keep_applied: bool) {
+        self.marks.clear();
+        self.full = None;
+        while self.reports.try_recv().is_ok() {}
+        for slot in &mut self.slots {
+            slot.lane = None;
+            slot.pending = Pending::default();
+            slot.sent.clear();
+            slot.unanswered = 0;
+            slot.answered = slot.last_sequence;
+            slot.skip_to = if keep_applied { slot.applied_to } else { 0 };
+        }
+    }
+
+    /// Which lane has applied what is of no account any more: slots changed hands.
+    pub fn apply_again(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.skip_to = 0);
+    }
+
+    /// A new history begins: spool positions start again, and nothing gathered or marked is of account.
+    pub fn begin(&mut self) {
+        self.marks.clear();
+        self.full = None;
+        for slot in &mut self.slots {
+            slot.pending = Pending { db: slot.pending.first_db, ..Pending::default() };
+            slot.pending.first_db = slot.pending.db;
+            slot.applied_to = 0;
+            slot.skip_to = 0;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What a shard worker tells about itself.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::repair::Refusal;
+use crate::source::replication::LinkState;
+
+/// Refused commands that are described; all are counted.
+const SAMPLES: usize = 20;
+
+/// Where a shard stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShardPhase {
+    #[default]
+    Pending,
+    FullSync,
+    IncrementalSync,
+}
+
+/// Numbers of one shard at one moment. All are monotonic within one full sync.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    pub phase: ShardPhase,
+    /// The worker is over; the numbers stay as it left them.
+    pub stopped: bool,
+    pub replication_id: String,
+    /// Keys of the snapshot that stand on the target.
+    pub keys: u64,
+    /// Keys that the snapshot announced.
+    pub keys_total: u64,
+    /// Commands of the stream that stand on the target.
+    pub commands: u64,
+    /// Bytes of the RDB decoded.
+    pub snapshot_read: u64,
+    /// Offset received, and acknowledged by the target. Both 0 until the snapshot stands.
+    pub received_offset: i64,
+    pub applied_offset: i64,
+    pub lag_bytes: u64,
+    pub lag_millis: u64,
+    pub sent_bytes: u64,
+    pub batches: u64,
+    pub target_reconnects: u64,
+    pub spool_memory: u64,
+    pub spool_disk: u64,
+    pub spool_full: bool,
+    /// Keys left as they were on the target (`existingKeys: Skip`).
+    pub keys_skipped: u64,
+    pub quarantined: u64,
+    /// What the worker waits for, empty when it does not.
+    pub waiting: String,
+}
+
+/// A command or key set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    pub offset: i64,
+    pub db: u64,
+    pub refusal: Refusal,
+}
+
+/// Shared between a worker and those who report on it.
+#[derive(Debug)]
+pub struct ShardProgress {
+    pub numbers: watch::Sender<Numbers>,
+    pub link: watch::Sender<LinkState>,
+    quarantine: Mutex<Vec<Quarantined>>,
+}
+
+impl ShardProgress {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            numbers: watch::Sender::default(),
+            link: watch::Sender::default(),
+            quarantine: Mutex::default(),
+        })
+    }
+
+    /// Counted by the caller in `numbers`; the first few are kept.
+    pub fn quarantine(&self, entry: Quarantined) {
+        let mut list = self.lock();
+        if list.len() < SAMPLES {
+            list.push(entry);
+        }
+    }
+
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Quarantined>> {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

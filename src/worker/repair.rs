@@ -1,0 +1,274 @@
+//! Answers that need attention (PURE): which commands are to be sent again, which are set aside.
+
+use std::ops::Range;
+
+use super::outbox::Trouble;
+use crate::api::plan::ExistingKeys;
+use crate::command::{Route, lookup, route};
+use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::{Args, Next, ReplyVerdict};
+use crate::target::lane::ExceptionKind;
+
+/// A command, or a whole transaction, that was not applied and shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    pub lane: usize,
+    pub db: Option<u64>,
+    /// The slot of its keys, when they have one.
+    pub slot: Option<u16>,
+    pub frames: Vec<u8>,
+    pub replies: usize,
+    /// What the target said.
+    pub error: String,
+}
+
+/// A command that the target will not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub command: String,
+    pub key: Vec<u8>,
+    pub error: String,
+}
+
+/// What the answers to a batch come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    pub retry: Vec<Unit>,
+    pub refused: Vec<Refusal>,
+    /// Keys that the target already had: with `existingKeys: Fail` the first ends the migration.
+    pub existing: Vec<Vec<u8>>,
+    /// The target refuses us; nothing will go on.
+    pub fatal: Option<String>,
+}
+
+/// How answers are to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// The batch belongs to the full sync.
+    pub snapshot: bool,
+    pub existing: ExistingKeys,
+    /// A replay may meet what an earlier attempt applied.
+    pub replay: bool,
+}
+
+struct Command<'a> {
+    args: Vec<&'a [u8]>,
+    range: Range<usize>,
+    db: Option<u64>,
+}
+
+/// Sorts the exceptions of one batch; units keep the batch's order.
+pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
+    let commands = commands(&trouble.batch.bytes, trouble.batch.db);
+    let mut findings = Findings::default();
+    // Everything before this index is dealt with; a transaction is dealt with once.
+    let mut done = 0;
+    for exception in &trouble.exceptions {
+        let index = exception.index as usize;
+        if index < done {
+            continue;
+        }
+        let Some(command) = commands.get(index) else { continue };
+        let key = command.args.get(1).copied().unwrap_or_default().to_vec();
+        let text = match &exception.kind {
+            ExceptionKind::Nil => {
+                if reading.snapshot && is(command, b"SET") {
+                    findings.existing.push(key);
+                }
+                continue;
+            }
+            ExceptionKind::Error(text) => text,
+        };
+        let verdict = ReplyVerdict::of(text);
+        let error = String::from_utf8_lossy(text).into_owned();
+        let group = transaction_around(&commands, index);
+        let unit = group.clone().unwrap_or(index..index + 1);
+        match verdict.next() {
+            Next::Fail => {
+                findings.fatal.get_or_insert(error);
+            }
+            Next::Reroute | Next::RetryLater | Next::RetryUntilOperator => {
+                findings.retry.push(unit_of(trouble, &commands, &unit, error));
+                done = unit.end;
+            }
+            Next::Quarantine if verdict == ReplyVerdict::BusyKey && reading.snapshot => {
+                if !reading.replay {
+                    findings.existing.push(key);
+                }
+            }
+            Next::Quarantine => {
+                // Inside a transaction a queue-time refusal aborts all of it, which EXEC then says again.
+                if group.is_some() {
+                    let aborted = trouble.exceptions.iter().any(|other| {
+                        other.index as usize == unit.end - 1
+                            && matches!(&other.kind, ExceptionKind::Error(text) if text.starts_with(b"EXECABORT"))
+                    });
+                    if aborted {
+                        done = unit.end;
+                        for command in commands.get(unit.start + 1..unit.end - 1).unwrap_or_default() {
+                            findings.refused.push(refusal(command, &error));
+                        }
+                        continue;
+                    }
+                }
+                if !staging(command) {
+                    findings.refused.push(refusal(command, &error));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// Cleaning up after a RENAMENX that moved the key finds nothing: no fault.
+fn staging(command: &Command<'_>) -> bool {
+    is(command, b"DEL") && command.args.get(1).is_some_and(|key| key.starts_with(b"redis-migration:"))
+}
+
+fn refusal(command: &Command<'_>, error: &str) -> Refusal {
+    let name = command.args.first().copied().unwrap_or_default();
+    Refusal {
+        command: String::from_utf8_lossy(name).to_ascii_uppercase(),
+        key: command.args.get(1).copied().unwrap_or_default().to_vec(),
+        error: error.to_owned(),
+    }
+}
+
+fn unit_of(trouble: &Trouble, commands: &[Command<'_>], unit: &Range<usize>, error: String) -> Unit {
+    let parts = commands.get(unit.clone()).unwrap_or_default();
+    let start = parts.first().map_or(0, |command| command.range.start);
+    let end = parts.last().map_or(start, |command| command.range.end);
+    Unit {
+        lane: trouble.lane,
+        db: parts.first().and_then(|command| command.db),
+        slot: parts.iter().find_map(|command| slot_of(command, &trouble.batch.bytes)),
+        frames: trouble.batch.bytes.get(start..end).unwrap_or_default().to_vec(),
+        replies: parts.len(),
+        error,
+    }
+}
+
+fn slot_of(command: &Command<'_>, bytes: &[u8]) -> Option<u16> {
+    let frame = bytes.get(command.range.clone())?;
+    let mut spans = Vec::new();
+    parse_frame(frame, &mut spans).ok()?;
+    let args = Args { frame, spans: &spans };
+    match route(lookup(args.name())?, &args) {
+        Ok(Route::Slot(slot)) => Some(slot),
+        _ => None,
+    }
+}
+
+fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
+    let mut found: Vec<Command<'_>> = Vec::new();
+    let mut spans = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { break };
+        let args: Vec<&[u8]> =
+            spans.iter().filter_map(|span| rest.get(span.start as usize..span.end as usize)).collect();
+        let mut command = Command { args, range: at..at + length, db };
+        if is(&command, b"SELECT") {
+            db = command.args.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok());
+            command.db = db;
+        }
+        found.push(command);
+        at += length;
+    }
+    found
+}
+
+fn is(command: &Command<'_>, name: &[u8]) -> bool {
+    command.args.first().is_some_and(|found| found.eq_ignore_ascii_case(name))
+}
+
+/// The MULTI … EXEC that `index` lies in.
+fn transaction_around(commands: &[Command<'_>], index: usize) -> Option<Range<usize>> {
+    let before = commands.get(..=index)?;
+    let start = before.iter().rposition(|command| is(command, b"MULTI"))?;
+    let length = commands.get(start..)?.iter().position(|command| is(command, b"EXEC"))?;
+    (start + length >= index).then_some(start..start + length + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::encode_command;
+    use crate::target::lane::{Batch, Exception};
+
+    const READING: Reading = Reading { snapshot: false, existing: ExistingKeys::Fail, replay: false };
+
+    fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
+        let mut bytes = Vec::new();
+        commands.iter().for_each(|command| encode_command(command, &mut bytes));
+        let exceptions = errors
+            .iter()
+            .map(|&(index, text)| Exception { index, kind: ExceptionKind::Error(text.as_bytes().to_vec()) })
+            .collect();
+        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0) };
+        Trouble { lane: 2, batch, exceptions }
+    }
+
+    #[test]
+    fn a_moved_command_is_sent_again_in_its_database() {
+        let trouble = trouble(
+            &[&["SELECT", "3"], &["SET", "k", "v"], &["INCR", "n"]],
+            &[(1, "MOVED 12706 127.0.0.1:7001")],
+        );
+        let findings = examine(&trouble, READING);
+        assert!(findings.refused.is_empty());
+        let [unit] = &findings.retry[..] else { panic!("{findings:?}") };
+        assert_eq!((unit.db, unit.slot, unit.replies), (Some(3), Some(12706), 1));
+        assert_eq!(unit.frames, b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n");
+    }
+
+    #[test]
+    fn a_transaction_is_sent_again_as_a_whole() {
+        let trouble = trouble(
+            &[&["MULTI"], &["SET", "k", "v"], &["INCR", "k"], &["EXEC"], &["DEL", "k"]],
+            &[
+                (1, "MOVED 12706 127.0.0.1:7001"),
+                (2, "MOVED 12706 127.0.0.1:7001"),
+                (3, "EXECABORT Transaction discarded because of previous errors."),
+            ],
+        );
+        let findings = examine(&trouble, READING);
+        let [unit] = &findings.retry[..] else { panic!("{findings:?}") };
+        assert_eq!((unit.slot, unit.replies), (Some(12706), 4));
+    }
+
+    #[test]
+    fn refusals_name_command_and_key_but_no_value() {
+        let trouble =
+            trouble(&[&["lpush", "k", "secret"]], &[(0, "WRONGTYPE Operation against a key holding ...")]);
+        let findings = examine(&trouble, READING);
+        let [refusal] = &findings.refused[..] else { panic!("{findings:?}") };
+        assert_eq!((refusal.command.as_str(), refusal.key.as_slice()), ("LPUSH", b"k".as_slice()));
+        assert!(!format!("{refusal:?}").contains("secret"));
+    }
+
+    #[test]
+    fn an_aborted_transaction_is_refused_command_by_command() {
+        let trouble = trouble(
+            &[&["MULTI"], &["SET", "k", "v"], &["NOSUCH", "k"], &["EXEC"]],
+            &[(2, "ERR unknown command 'NOSUCH'"), (3, "EXECABORT Transaction discarded")],
+        );
+        assert_eq!(examine(&trouble, READING).refused.len(), 2);
+    }
+
+    #[test]
+    fn a_key_that_was_there_is_told_in_the_full_sync_only() {
+        let trouble =
+            trouble(&[&["RESTORE", "k", "0", "x"]], &[(0, "BUSYKEY Target key name already exists.")]);
+        let snapshot = Reading { snapshot: true, ..READING };
+        assert_eq!(examine(&trouble, snapshot).existing, [b"k".to_vec()]);
+        assert!(examine(&trouble, Reading { replay: true, ..snapshot }).existing.is_empty());
+        assert_eq!(examine(&trouble, READING).refused.len(), 1);
+    }
+
+    #[test]
+    fn a_lost_password_is_fatal() {
+        let trouble = trouble(&[&["SET", "k", "v"]], &[(0, "NOPERM this user has no permissions")]);
+        assert!(examine(&trouble, READING).fatal.is_some());
+    }
+}

@@ -1,0 +1,271 @@
+//! The full sync (PURE): RDB events become commands for the lanes.
+
+use super::outbox::{Outbox, Pending};
+use super::route::Router;
+use crate::api::plan::ExistingKeys;
+use crate::rdb::compat::TargetFormat;
+use crate::rdb::{
+    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string,
+    restore_payload_len,
+};
+use crate::resp::{array_header, bulk, header};
+use crate::slot::{slot, tag_for_slot};
+use crate::version::Flavor;
+
+/// What the target is like and how keys are to be written.
+#[derive(Clone, Debug)]
+pub struct SnapshotRules {
+    pub format: TargetFormat,
+    pub dialect: Dialect,
+    /// `SET … PXAT` is known.
+    pub set_pxat: bool,
+    pub existing: ExistingKeys,
+    /// In a replay a key may be our own: with `existingKeys: Fail` it is overwritten. (With `Skip` it
+    /// stays, as an earlier attempt of the same snapshot left nothing else.)
+    pub replay: bool,
+    /// Names this shard in the keys that large values are built under.
+    pub stage: String,
+}
+
+impl SnapshotRules {
+    fn overwrites(&self) -> bool {
+        match self.existing {
+            ExistingKeys::Replace => true,
+            ExistingKeys::Fail => self.replay,
+            ExistingKeys::Skip => false,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Applied {
+    Nothing,
+    /// One key, on this lane.
+    Key(usize),
+    /// Commands for a part of a key, on this lane; `done` with its last.
+    Part {
+        lane: usize,
+        done: bool,
+    },
+    /// Commands on every lane.
+    Broadcast,
+    /// The key cannot be brought to the target.
+    Refused {
+        key: Vec<u8>,
+        why: String,
+    },
+}
+
+/// A large value that is being built under another name.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    lane: usize,
+    stage: Vec<u8>,
+    expire_at_ms: Option<i64>,
+    commands_failed: Option<String>,
+}
+
+/// Turns one event into commands. `db`: database on the target.
+pub fn apply<S>(
+    event: &Event<'_>,
+    db: u64,
+    flavor: Flavor,
+    rules: &SnapshotRules,
+    router: &Router,
+    staged: &mut Option<Staged>,
+    outbox: &mut Outbox<S>,
+    now_ms: u64,
+) -> Applied {
+    match event {
+        Event::Key(record) => {
+            if !rules.format.can_load(record.type_byte, flavor) {
+                let why = format!("the target cannot load RDB type {}", record.type_byte);
+                return Applied::Refused { key: record.key.to_vec(), why };
+            }
+            let lane = router.lane(record.key);
+            let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
+            pending.select(db);
+            write_key(record, rules, pending, now_ms);
+            outbox.note(lane);
+            Applied::Key(lane)
+        }
+        Event::Function { code } => {
+            for lane in 0..outbox.lanes() {
+                if let Some(pending) = outbox.pending(lane) {
+                    let out = pending.command();
+                    array_header(4, out);
+                    for word in [b"FUNCTION".as_slice(), b"LOAD", b"REPLACE", code] {
+                        bulk(word, out);
+                    }
+                    outbox.note(lane);
+                }
+            }
+            Applied::Broadcast
+        }
+        Event::LargeBegin(head) => begin_large(head, db, rules, router, staged, outbox),
+        Event::LargeItems { items, .. } => {
+            let Some(staged) = staged else { return Applied::Nothing };
+            let lane = staged.lane;
+            let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
+            match items.append_commands(&staged.stage, rules.dialect, &mut pending.bytes) {
+                Ok(count) => pending.commands += u32::try_from(count).unwrap_or(u32::MAX),
+                Err(error) => staged.commands_failed = Some(error.to_string()),
+            }
+            outbox.note(lane);
+            Applied::Part { lane, done: false }
+        }
+        Event::LargeEnd { key } => end_large(key, rules, staged, outbox),
+        Event::LargeUnsupported { key, why, .. } => {
+            if let Some(staged) = staged.take()
+                && let Some(pending) = outbox.pending(staged.lane)
+            {
+                write(pending, &[b"DEL", &staged.stage]);
+            }
+            Applied::Refused { key: key.to_vec(), why: (*why).to_owned() }
+        }
+        Event::Header { .. }
+        | Event::Aux { .. }
+        | Event::SelectDb(_)
+        | Event::ResizeDb { .. }
+        | Event::ModuleAux { .. }
+        | Event::SlotInfo { .. }
+        | Event::SlotImport { .. }
+        | Event::Skipped
+        | Event::End { .. } => Applied::Nothing,
+    }
+}
+
+fn write_key(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
+    let no_access_data = record.idle_seconds.is_none() && record.lfu.is_none();
+    if no_access_data
+        && (record.expire_at_ms.is_none() || rules.set_pxat)
+        && let Some(text) = plain_string(record.type_byte, record.value)
+    {
+        // SET costs the target less than RESTORE.
+        let mut digits = itoa::Buffer::new();
+        let text = match text {
+            PlainString::Raw(bytes) => bytes,
+            PlainString::Int(number) => digits.format(number).as_bytes(),
+        };
+        write_set(record, text, rules, pending.command());
+    } else {
+        write_restore(record, rules, pending.command(), now_ms);
+    }
+}
+
+fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &mut Vec<u8>) {
+    let only_new = !rules.overwrites();
+    array_header(3 + usize::from(only_new) + 2 * usize::from(record.expire_at_ms.is_some()), out);
+    out.extend_from_slice(b"$3\r\nSET\r\n");
+    bulk(record.key, out);
+    bulk(text, out);
+    if only_new {
+        out.extend_from_slice(b"$2\r\nNX\r\n");
+    }
+    if let Some(at) = record.expire_at_ms {
+        out.extend_from_slice(b"$4\r\nPXAT\r\n");
+        // 0 would mean "no expiry" to some servers and an error to others.
+        bulk(itoa::Buffer::new().format(at.max(1)).as_bytes(), out);
+    }
+}
+
+fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, out: &mut Vec<u8>, now_ms: u64) {
+    let format = &rules.format;
+    let replace = rules.overwrites();
+    let absolute = record.expire_at_ms.is_some() && format.has_restore_absttl();
+    let access =
+        format.has_restore_idletime_and_freq() && (record.idle_seconds.is_some() || record.lfu.is_some());
+    // Redis 2.8 knows no REPLACE: the old value goes first, in one step with the new one for readers.
+    let ttl = match record.expire_at_ms {
+        None => 0,
+        Some(at) if format.has_restore_absttl() => at.max(1),
+        Some(at) => at.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX)).max(1),
+    };
+    let words = 4
+        + usize::from(replace && format.has_restore_replace())
+        + usize::from(absolute)
+        + 2 * usize::from(access);
+    array_header(words, out);
+    out.extend_from_slice(b"$7\r\nRESTORE\r\n");
+    bulk(record.key, out);
+    bulk(itoa::Buffer::new().format(ttl).as_bytes(), out);
+    header(b'$', restore_payload_len(record.value), out);
+    append_restore_payload(out, record.type_byte, record.value, format.footer_version());
+    out.extend_from_slice(b"\r\n");
+    if replace && format.has_restore_replace() {
+        out.extend_from_slice(b"$7\r\nREPLACE\r\n");
+    }
+    if absolute {
+        out.extend_from_slice(b"$6\r\nABSTTL\r\n");
+    }
+    if access {
+        let (word, number) = match (record.idle_seconds, record.lfu) {
+            (Some(idle), _) => (b"IDLETIME".as_slice(), idle),
+            (None, lfu) => (b"FREQ".as_slice(), u64::from(lfu.unwrap_or_default())),
+        };
+        bulk(word, out);
+        bulk(itoa::Buffer::new().format(number).as_bytes(), out);
+    }
+}
+
+fn begin_large<S>(
+    head: &LargeHead<'_>,
+    db: u64,
+    rules: &SnapshotRules,
+    router: &Router,
+    staged: &mut Option<Staged>,
+    outbox: &mut Outbox<S>,
+) -> Applied {
+    let lane = router.lane(head.key);
+    let stage =
+        format!("redis-migration:{{{}}}:load:{}", tag_for_slot(slot(head.key)), rules.stage).into_bytes();
+    if let Some(pending) = outbox.pending(lane) {
+        pending.select(db);
+        // An earlier attempt may have left its part.
+        write(pending, &[b"DEL", &stage]);
+    }
+    *staged = Some(Staged { lane, stage, expire_at_ms: head.expire_at_ms, commands_failed: None });
+    Applied::Part { lane, done: false }
+}
+
+fn end_large<S>(
+    key: &[u8],
+    rules: &SnapshotRules,
+    staged: &mut Option<Staged>,
+    outbox: &mut Outbox<S>,
+) -> Applied {
+    let Some(Staged { lane, stage, expire_at_ms, commands_failed }) = staged.take() else {
+        return Applied::Nothing;
+    };
+    let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
+    if let Some(why) = commands_failed {
+        write(pending, &[b"DEL", &stage]);
+        return Applied::Refused { key: key.to_vec(), why };
+    }
+    if let Some(at) = expire_at_ms {
+        write(pending, &[b"PEXPIREAT", &stage, itoa::Buffer::new().format(at.max(1)).as_bytes()]);
+    }
+    match rules.existing {
+        ExistingKeys::Skip => {
+            write(pending, &[b"RENAMENX", &stage, key]);
+            write(pending, &[b"DEL", &stage]);
+        }
+        ExistingKeys::Fail if !rules.replay => {
+            // Answers nil when the target already has the key, as it does for small strings.
+            write(pending, &[b"SET", key, b"", b"NX"]);
+            write(pending, &[b"RENAME", &stage, key]);
+        }
+        _ => write(pending, &[b"RENAME", &stage, key]),
+    }
+    outbox.note(lane);
+    Applied::Part { lane, done: true }
+}
+
+fn write(pending: &mut Pending, words: &[&[u8]]) {
+    let out = pending.command();
+    array_header(words.len(), out);
+    for word in words {
+        bulk(word, out);
+    }
+}

@@ -1,0 +1,493 @@
+//! The command stream: each command of the source finds its lane, in order.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::outbox::Outbox;
+use super::route::Router;
+use crate::command::{
+    Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
+    database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
+};
+use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::{Args, Span, array_header, bulk};
+use crate::version::ServerVersion;
+
+/// A source transaction larger than this loses its atomicity rather than our memory.
+const LARGEST_TRANSACTION: usize = 128 << 20;
+/// Scripts remembered as loaded into every node.
+const KNOWN_SCRIPTS: usize = 100_000;
+
+/// What does not change while a stream is followed.
+#[derive(Debug)]
+pub struct StreamRules {
+    pub target: ServerVersion,
+    pub database_map: BTreeMap<u64, u64>,
+    /// No other source feeds the target, so that FLUSHALL may pass as it is.
+    pub sole_source: bool,
+    /// Commands that only the source knows.
+    pub dynamic: DynamicTable,
+}
+
+/// Place in the stream, as a resume needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamPlace {
+    /// The source's database.
+    pub db: u64,
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub enum Taken {
+    /// On its way (or not for the target at all).
+    Done { commands: u32 },
+    /// To be run on its own, when everything before it is answered.
+    Barrier(Box<Barrier>),
+    /// Not for this target; to be counted and named.
+    Refused { command: String, key: Vec<u8>, why: String },
+}
+
+/// Work that cannot go through the lanes.
+#[derive(Debug)]
+pub struct Barrier {
+    /// Target database.
+    pub db: u64,
+    pub parts: Vec<Part>,
+    /// Commands of the source in it.
+    pub commands: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct Stream {
+    pub place: StreamPlace,
+    transaction: Option<Transaction>,
+    scripts: HashSet<[u8; 20]>,
+    temporaries: u64,
+    scratch: Vec<u8>,
+}
+
+/// An open source transaction. On a single target its commands are passed on at once, on a cluster they
+/// are held until EXEC tells that all are there.
+#[derive(Debug, Default)]
+struct Transaction {
+    frames: Vec<u8>,
+    commands: u32,
+    passed_bytes: usize,
+}
+
+/// What is the same for all commands of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Unix ms at which the command arrived.
+    pub arrived: u64,
+    pub now: u64,
+}
+
+impl Stream {
+    pub fn at(place: StreamPlace) -> Self {
+        Self { place, ..Self::default() }
+    }
+
+    /// Between MULTI and EXEC; no mark, and on a single target no batch, may end here.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Takes one command. `end`: spool position behind it.
+    pub fn take<S>(
+        &mut self,
+        args: &Args<'_>,
+        end: u64,
+        moment: Moment,
+        rules: &StreamRules,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        let known = lookup(args.name()).or_else(|| rules.dynamic.lookup(args));
+        let Some(spec) = known else { return self.unknown(args, end, rules, router, outbox) };
+        match spec.kind {
+            Kind::Noise => return Taken::Done { commands: 0 },
+            Kind::Select => {
+                if let Some(db) = args.arg(1).and_then(decimal) {
+                    self.place.db = db;
+                }
+                return Taken::Done { commands: 0 };
+            }
+            Kind::Multi => {
+                self.transaction = Some(Transaction::default());
+                if !router.is_cluster() {
+                    self.pass(args.frame, 1, end, rules, outbox);
+                }
+                return Taken::Done { commands: 0 };
+            }
+            Kind::Exec => return self.exec(args, end, rules, router, outbox),
+            Kind::TopologyChange => {
+                let why = "slots moved on the source: the keys that moved are not followed yet";
+                return refused(args, why);
+            }
+            Kind::Flush if !rules.sole_source => {
+                return refused(args, "other sources feed this target too, and their keys must stay");
+            }
+            Kind::SwapDb | Kind::Move if router.is_cluster() => {
+                return refused(args, "a cluster has one database");
+            }
+            _ => {}
+        }
+        let replaced = self.rewritten(spec, args, moment, rules);
+        let taken = match replaced {
+            Some(0) => Taken::Done { commands: 0 },
+            Some(count) => {
+                let frames = std::mem::take(&mut self.scratch);
+                let taken = self.forward_all(spec, &frames, count, end, rules, router, outbox);
+                self.scratch = frames;
+                taken
+            }
+            None => self.forward(spec, args, end, rules, router, outbox),
+        };
+        if router.is_cluster() && spec.kind == Kind::Script {
+            self.load_everywhere(args, router, outbox);
+        }
+        taken
+    }
+
+    /// The command in the form for this target, in `scratch`: `None` when it may stay as it is.
+    fn rewritten(
+        &mut self,
+        spec: &CommandSpec,
+        args: &Args<'_>,
+        moment: Moment,
+        rules: &StreamRules,
+    ) -> Option<u32> {
+        let mapped = !rules.database_map.is_empty()
+            && matches!(spec.kind, Kind::Move | Kind::SwapDb | Kind::Data)
+            && self.map_databases(spec, args, rules);
+        if mapped {
+            return Some(1);
+        }
+        if !may_rewrite(spec, args) {
+            return None;
+        }
+        self.scratch.clear();
+        let clock = Clock { received_at_ms: moment.arrived as i64, now_ms: moment.now as i64 };
+        match rewrite(spec, args, clock, rules.target, &mut self.scratch) {
+            Rewrite::Unchanged => None,
+            Rewrite::Replaced(count) => Some(count),
+            Rewrite::Drop => Some(0),
+        }
+    }
+
+    /// MOVE, SWAPDB and COPY … DB name databases; true when the mapped command is in `scratch`.
+    fn map_databases(&mut self, spec: &CommandSpec, args: &Args<'_>, rules: &StreamRules) -> bool {
+        let mut places = Vec::new();
+        database_args(spec, args, &mut |index| places.push(index));
+        if places.is_empty() {
+            return false;
+        }
+        self.scratch.clear();
+        array_header(args.len(), &mut self.scratch);
+        for (index, arg) in args.iter().enumerate() {
+            match decimal(arg).filter(|_| places.contains(&index)) {
+                Some(db) => {
+                    let db = rules.database_map.get(&db).copied().unwrap_or(db);
+                    bulk(itoa::Buffer::new().format(db).as_bytes(), &mut self.scratch);
+                }
+                None => bulk(arg, &mut self.scratch),
+            }
+        }
+        true
+    }
+
+    fn forward_all<S>(
+        &mut self,
+        spec: &CommandSpec,
+        frames: &[u8],
+        count: u32,
+        end: u64,
+        rules: &StreamRules,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        if !router.is_cluster() {
+            self.pass(frames, count, end, rules, outbox);
+            return Taken::Done { commands: 1 };
+        }
+        let mut taken = Taken::Done { commands: 1 };
+        each_frame(frames, |args| {
+            let spec = lookup(args.name()).unwrap_or(spec);
+            let one = self.forward(spec, args, end, rules, router, outbox);
+            if !matches!(one, Taken::Done { .. }) {
+                taken = one;
+            }
+        });
+        taken
+    }
+
+    fn forward<S>(
+        &mut self,
+        spec: &CommandSpec,
+        args: &Args<'_>,
+        end: u64,
+        rules: &StreamRules,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        if !router.is_cluster() {
+            self.pass(args.frame, 1, end, rules, outbox);
+            return Taken::Done { commands: 1 };
+        }
+        if let Some(transaction) = &mut self.transaction {
+            transaction.frames.extend_from_slice(args.frame);
+            transaction.commands += 1;
+            if transaction.frames.len() > LARGEST_TRANSACTION {
+                tracing::warn!(
+                    bytes = LARGEST_TRANSACTION,
+                    "a source transaction is too large to stay whole"
+                );
+                return self.transaction_parts(rules);
+            }
+            return Taken::Done { commands: 1 };
+        }
+        let db = target_db(self.place.db, rules);
+        match spec.kind {
+            Kind::Flush | Kind::Function | Kind::ScriptCache => {
+                for lane in 0..outbox.lanes() {
+                    append(outbox, lane, db, args.frame, 1, end);
+                }
+                return Taken::Done { commands: 1 };
+            }
+            _ => {}
+        }
+        match route(spec, args) {
+            Ok(Route::Slot(slot)) => {
+                append(outbox, router.lane_of_slot(slot), db, args.frame, 1, end);
+                Taken::Done { commands: 1 }
+            }
+            Ok(Route::Keyless) => {
+                append(outbox, 0, db, args.frame, 1, end);
+                Taken::Done { commands: 1 }
+            }
+            Ok(Route::CrossSlot) => self.cross_slot(spec, args, end, db, router, outbox),
+            Err(error) => refused(args, &error.to_string()),
+        }
+    }
+
+    fn cross_slot<S>(
+        &mut self,
+        spec: &CommandSpec,
+        args: &Args<'_>,
+        end: u64,
+        db: u64,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        match split(spec, args, self.temporaries) {
+            Ok(SplitPlan::PerSlot(pieces)) => {
+                for piece in pieces {
+                    append(outbox, router.lane_of_slot(piece.slot), db, &piece.frame, 1, end);
+                }
+                Taken::Done { commands: 1 }
+            }
+            Ok(SplitPlan::Emulate(emulation)) => self.barrier(db, emulation),
+            Ok(SplitPlan::Impossible(why)) => refused(args, &why.to_string()),
+            // `route` said otherwise, so this is not met.
+            Ok(SplitPlan::Whole(_)) => refused(args, "its keys lie in several slots"),
+            Err(error) => refused(args, &error.to_string()),
+        }
+    }
+
+    fn barrier(&mut self, db: u64, emulation: Emulation) -> Taken {
+        self.temporaries = self.temporaries.wrapping_add(emulation.temporaries);
+        Taken::Barrier(Box::new(Barrier { db, parts: vec![Part::Emulate(emulation)], commands: 1 }))
+    }
+
+    fn exec<S>(
+        &mut self,
+        args: &Args<'_>,
+        end: u64,
+        rules: &StreamRules,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        if !router.is_cluster() {
+            self.pass(args.frame, 1, end, rules, outbox);
+            self.transaction = None;
+            return Taken::Done { commands: 0 };
+        }
+        let taken = self.transaction_parts(rules);
+        self.transaction = None;
+        let Taken::Barrier(barrier) = taken else { return taken };
+        // Most transactions are groups of one slot each, which the lanes can take as they are.
+        let Barrier { db, parts, commands } = *barrier;
+        if !parts.iter().all(|part| matches!(part, Part::Group { .. })) {
+            return Taken::Barrier(Box::new(Barrier { db, parts, commands }));
+        }
+        for part in parts {
+            if let Part::Group { slot, commands, frames } = part {
+                let lane = router.lane_of_slot(slot);
+                if outbox.is_applied(lane, end) {
+                    continue;
+                }
+                let Some(pending) = outbox.pending(lane) else { continue };
+                pending.select(db);
+                if commands == 1 {
+                    pending.command().extend_from_slice(&frames);
+                } else {
+                    let out = pending.commands(commands + 2);
+                    out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+                    out.extend_from_slice(&frames);
+                    out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+                }
+                outbox.note(lane);
+            }
+        }
+        Taken::Done { commands: 0 }
+    }
+
+    /// What was held of the open transaction, as parts per slot.
+    fn transaction_parts(&mut self, rules: &StreamRules) -> Taken {
+        let db = target_db(self.place.db, rules);
+        let Some(transaction) = self.transaction.replace(Transaction::default()) else {
+            return Taken::Done { commands: 0 };
+        };
+        let mut spans: Vec<Span> = Vec::new();
+        let mut commands: Vec<(&CommandSpec, std::ops::Range<usize>, std::ops::Range<usize>)> = Vec::new();
+        let mut arg_spans = Vec::new();
+        let mut at = 0;
+        while let Some(Ok(Parsed::Command(length))) = transaction
+            .frames
+            .get(at..)
+            .filter(|rest| !rest.is_empty())
+            .map(|rest| parse_frame(rest, &mut spans))
+        {
+            let frame = at..at + length;
+            let args =
+                Args { frame: transaction.frames.get(frame.clone()).unwrap_or_default(), spans: &spans };
+            if let Some(spec) = lookup(args.name()).or_else(|| rules.dynamic.lookup(&args)) {
+                let first = arg_spans.len();
+                arg_spans.extend_from_slice(&spans);
+                commands.push((spec, frame, first..arg_spans.len()));
+            }
+            at += length;
+        }
+        let count = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+        let given = commands.into_iter().map(|(spec, frame, spans)| {
+            let args = Args {
+                frame: transaction.frames.get(frame).unwrap_or_default(),
+                spans: arg_spans.get(spans).unwrap_or_default(),
+            };
+            (spec, args)
+        });
+        match group_transaction(given, self.temporaries) {
+            Ok(parts) => {
+                for part in &parts {
+                    if let Part::Emulate(emulation) = part {
+                        self.temporaries = self.temporaries.wrapping_add(emulation.temporaries);
+                    }
+                }
+                Taken::Barrier(Box::new(Barrier { db, parts, commands: count }))
+            }
+            Err(error) => {
+                Taken::Refused { command: "EXEC".to_owned(), key: Vec::new(), why: error.to_string() }
+            }
+        }
+    }
+
+    /// A command that neither the table nor the source's COMMAND knows.
+    fn unknown<S>(
+        &mut self,
+        args: &Args<'_>,
+        end: u64,
+        rules: &StreamRules,
+        router: &Router,
+        outbox: &mut Outbox<S>,
+    ) -> Taken {
+        if router.is_cluster() {
+            return refused(args, "which of its arguments are keys is not known, so neither is its slot");
+        }
+        self.pass(args.frame, 1, end, rules, outbox);
+        Taken::Done { commands: 1 }
+    }
+
+    /// To the one lane, as it is.
+    fn pass<S>(&mut self, frames: &[u8], count: u32, end: u64, rules: &StreamRules, outbox: &mut Outbox<S>) {
+        let db = target_db(self.place.db, rules);
+        append(outbox, 0, db, frames, count, end);
+        if let Some(transaction) = &mut self.transaction {
+            transaction.passed_bytes += frames.len();
+            if transaction.passed_bytes > LARGEST_TRANSACTION {
+                tracing::warn!(
+                    bytes = LARGEST_TRANSACTION,
+                    "a source transaction is too large to stay whole"
+                );
+                transaction.passed_bytes = 0;
+                append(outbox, 0, db, b"*1\r\n$4\r\nEXEC\r\n*1\r\n$5\r\nMULTI\r\n", 2, end);
+            }
+        }
+    }
+
+    /// EVALSHA may follow for any key, and the node of that key needs the script then.
+    fn load_everywhere<S>(&mut self, args: &Args<'_>, router: &Router, outbox: &mut Outbox<S>) {
+        if !args.name().eq_ignore_ascii_case(b"EVAL") || !router.is_cluster() {
+            return;
+        }
+        let Some(body) = args.arg(1) else { return };
+        let mut digest = [0u8; 20];
+        digest[..8].copy_from_slice(&crate::rdb::checksum::crc64(body).to_le_bytes());
+        digest[8..16].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        if self.scripts.len() >= KNOWN_SCRIPTS {
+            self.scripts.clear();
+        }
+        if self.scripts.insert(digest) {
+            for lane in 0..outbox.lanes() {
+                let Some(pending) = outbox.pending(lane) else { continue };
+                let out = pending.command();
+                array_header(3, out);
+                for word in [b"SCRIPT".as_slice(), b"LOAD", body] {
+                    bulk(word, out);
+                }
+                outbox.note(lane);
+            }
+        }
+    }
+}
+
+/// True when a replay of this command needs a guard; unknown commands do.
+pub fn is_guarded(args: &Args<'_>) -> bool {
+    lookup(args.name()).is_none_or(|spec| class_of(spec, args) == crate::command::Class::Guarded)
+}
+
+fn append<S>(outbox: &mut Outbox<S>, lane: usize, db: u64, frames: &[u8], count: u32, end: u64) {
+    if outbox.is_applied(lane, end) {
+        return;
+    }
+    let Some(pending) = outbox.pending(lane) else { return };
+    pending.select(db);
+    pending.commands(count).extend_from_slice(frames);
+    outbox.note(lane);
+}
+
+fn target_db(db: u64, rules: &StreamRules) -> u64 {
+    if rules.database_map.is_empty() {
+        return db;
+    }
+    rules.database_map.get(&db).copied().unwrap_or(db)
+}
+
+fn each_frame(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
+    let mut spans = Vec::new();
+    let mut at = 0;
+    while let Some(Ok(Parsed::Command(length))) =
+        frames.get(at..).filter(|rest| !rest.is_empty()).map(|rest| parse_frame(rest, &mut spans))
+    {
+        visit(&Args { frame: frames.get(at..at + length).unwrap_or_default(), spans: &spans });
+        at += length;
+    }
+}
+
+fn refused(args: &Args<'_>, why: &str) -> Taken {
+    let command = String::from_utf8_lossy(args.name()).to_ascii_uppercase();
+    Taken::Refused { command, key: args.arg(1).unwrap_or_default().to_vec(), why: why.to_owned() }
+}
+
+fn decimal(arg: &[u8]) -> Option<u64> {
+    std::str::from_utf8(arg).ok()?.parse().ok()
+}
