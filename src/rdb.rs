@@ -4,6 +4,7 @@
 //! Format source: Redis `rdb.c`/`rdb.h` 2.8 … 8.6, Valkey `rdb.c` 8.1 and 9.1.
 
 pub mod checksum;
+pub mod compat;
 mod cursor;
 pub mod decoder;
 mod error;
