@@ -157,10 +157,9 @@ pub(super) enum Run<'a> {
         bytes: &'a [u8],
         type_byte: u8,
     },
-    /// What follows the entries of a stream; `empty` when there were none.
+    /// What follows the entries of a stream.
     StreamTail {
         bytes: &'a [u8],
-        empty: bool,
         type_byte: u8,
     },
 }
