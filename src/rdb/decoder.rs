@@ -11,7 +11,7 @@ use self::found::Found;
 use self::large::Large;
 use super::cursor::{Cursor, Stop, Text, bounded};
 use super::error::{Fault, RdbError};
-use super::event::{Event, LargeKind, Limits, Step};
+use super::event::{LargeKind, Limits, Step};
 use super::layout::{Layout, layout};
 use super::scan::{Scan, Until};
 
@@ -22,7 +22,7 @@ const OLDEST_VALKEY: u16 = 80;
 
 /// Decodes one RDB. Holds no input: the caller keeps the bytes that were not consumed, and hands
 /// them in again with more behind. Events do not depend on how the bytes were split, except that a
-/// skipped part may come in more or fewer [`Event::Skipped`].
+/// skipped part may come in more or fewer [`Event::Skipped`](super::Event::Skipped).
 ///
 /// A clone taken after an event resumes right behind that event.
 #[derive(Clone, Debug)]

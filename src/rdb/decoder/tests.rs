@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::rdb::checksum::crc64;
-use crate::rdb::event::{Items, Run};
+use crate::rdb::event::{Event, Items, Run};
 
 /// Snapshots with every type and encoding that the named server writes.
 const SNAPSHOTS: &[(&str, &[u8])] = &[
