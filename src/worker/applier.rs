@@ -650,7 +650,6 @@ impl Applier {
     fn examine(&self, trouble: &Trouble) -> Findings {
         let reading = Reading {
             snapshot: matches!(self.stands.stage, Stage::Snapshot { .. }),
-            existing: self.setup.existing_keys,
             replay: self.rules.replay,
         };
         examine(trouble, reading)
