@@ -23,9 +23,9 @@ fn the_manifest_goes_through_every_step() -> Result<()> {
     let source = Server::start(VERSION)?;
     let target = Cluster::start(VERSION, 3, 0)?;
     let readme = Readme::read()?;
-    readme.user(&source, "source", &["cutover", "check", "no-touch"])?;
+    readme.user(&source, "source", &["cutover", "check", "name"])?;
     for node in &target.nodes {
-        readme.user(node, "target", &["cluster", "check"])?;
+        readme.user(node, "target", &["cluster", "check", "name"])?;
     }
     small().databases(&[]).fill(&mut source.client()?)?;
     let first = target.nodes.first().context("no node")?;
@@ -38,14 +38,14 @@ fn the_manifest_goes_through_every_step() -> Result<()> {
     let data = folder.path().join("orders.data");
     let run = |text: &str, words: &[&str]| -> Result<Finished> {
         std::fs::write(&file, text)?;
-        let mut arguments = vec![words[0], "-f", path(&file), "--output", "json"];
+        let mut arguments = vec![words[0], "-f", path(&file)?, "--output", "json"];
         arguments.extend(&words[1..]);
         let finished = Tool::plain(&arguments)?;
         ensure!(finished.code == 0, "{words:?}: {}\n{}{}", finished.code, finished.stdout, finished.stderr);
         Ok(finished)
     };
     let listen = ["--listen", "127.0.0.1:0"];
-    let data = ["--data-dir", path(&data)];
+    let data = ["--data-dir", path(&data)?];
 
     run(&text, &["check"])?;
     let in_sync = [["run", "--until"].as_slice(), &["InSync"], &data, &listen].concat();
@@ -83,15 +83,41 @@ fn the_least_permissions_suffice_for_a_standalone_target() -> Result<()> {
     assert_only_optional_refused(&target)
 }
 
+/// With one word fewer, something that is not optional is refused.
+#[test]
+fn every_permission_on_the_source_is_needed() -> Result<()> {
+    let (source, target) = (Server::start(VERSION)?, Server::start(VERSION)?);
+    let readme = Readme::read()?;
+    readme.user(&target, "target", &[])?;
+    small().fill(&mut source.client()?)?;
+    // A command that is refused for good must not be waited for.
+    let manifest = logins(Manifest::between(&source.endpoint(), &target.endpoint()))
+        .set("/spec/failurePolicy/progressDeadlineSeconds", 5);
+    let line = readme.block("acl source")?;
+    let mut seen = 0;
+    for word in line.split_whitespace().filter(|word| word.starts_with('+')) {
+        readme.user(&source, "source", &[])?;
+        source.conn()?.run(args!["ACL", "SETUSER", "migrator", word.replacen('+', "-", 1)])?;
+        source.conn()?.run(args!["ACL", "LOG", "RESET"])?;
+        target.conn()?.run(args!["FLUSHALL"])?;
+        Tool::until_in_sync(&manifest)?.wait_exit(PATIENCE)?;
+        let why = format!("{word} is not needed");
+        assert_only_optional_refused(&source).expect_err(&why);
+        seen += 1;
+    }
+    assert!(seen > 3, "the line was not found");
+    Ok(())
+}
+
 #[test]
 fn the_least_permissions_suffice_for_clusters_and_their_replicas() -> Result<()> {
     let (source, target) = (Cluster::start(VERSION, 2, 1)?, Cluster::start(VERSION, 2, 0)?);
     let readme = Readme::read()?;
     for node in &source.nodes {
-        readme.user(node, "source", &["cluster", "check"])?;
+        readme.user(node, "source", &["cluster", "check", "name"])?;
     }
     for node in &target.nodes {
-        readme.user(node, "target", &["cluster", "check", "spublish"])?;
+        readme.user(node, "target", &["cluster", "check", "name", "spublish"])?;
     }
     small().databases(&[]).fill(&mut source.client()?)?;
     let manifest = logins(Manifest::between(&source.endpoint(), &target.endpoint()))
@@ -105,10 +131,10 @@ fn the_least_permissions_suffice_behind_sentinels() -> Result<()> {
     let (source, target) = (Server::start(VERSION)?, Server::start(VERSION)?);
     let sentinels = Sentinels::start(VERSION, 1, "mymaster", &source, 0)?;
     let readme = Readme::read()?;
-    readme.user(&source, "source", &["watched", "check"])?;
-    readme.user(&target, "target", &["check"])?;
+    readme.user(&source, "source", &["watched", "check", "name"])?;
+    readme.user(&target, "target", &["check", "name"])?;
     for sentinel in &sentinels.nodes {
-        readme.user(sentinel, "sentinel", &[])?;
+        readme.user(sentinel, "sentinel", &["name"])?;
         // So that nothing goes on as the default user.
         sentinel.conn()?.run(args!["ACL", "SETUSER", "default", "resetpass", ">other"])?;
     }
@@ -129,7 +155,7 @@ fn every_server_with_users_takes_the_lines() -> Result<()> {
     let readme = Readme::read()?;
     for version in WITH_ACL {
         let (source, target) = (Server::start(version)?, Server::start(version)?);
-        let mut rows = vec!["cluster", "watched", "cutover"];
+        let mut rows = vec!["cluster", "watched", "cutover", "name"];
         rows.extend(version.has(7, 0).then_some("check"));
         rows.extend(version.has(7, 2).then_some("no-touch"));
         readme.user(&source, "source", &rows)?;
@@ -190,7 +216,7 @@ fn what_is_not_built_is_refused_by_name() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("m.yaml");
         std::fs::write(&file, &text)?;
-        let finished = Tool::plain(&["check", "-f", path(&file)])?;
+        let finished = Tool::plain(&["check", "-f", path(&file)?])?;
         assert_eq!(finished.code, 2, "{text}{}", finished.stderr);
         let said = format!("{field}: not supported by this version yet");
         assert!(finished.stderr.contains(&said), "{said} is not in:\n{}", finished.stderr);
@@ -265,7 +291,7 @@ impl Readme {
         let line = self.block(&format!("acl {line}"))?;
         let mut words: Vec<String> = line.split_whitespace().skip(1).map(str::to_owned).collect();
         ensure!(words.first().is_some_and(|name| name == "migrator"), "not a user: {line}");
-        for row in rows.iter().filter(|row| **row != "no-touch" || server.version.has(7, 2)) {
+        for row in rows {
             let rest = self.after(&format!("acl {row}"))?;
             let rest = rest.strip_prefix('`').with_context(|| format!("no code at {row}"))?;
             let code = rest.split_once('`').context("no end of the code")?.0;
@@ -294,9 +320,9 @@ fn assert_nothing_refused(server: &Server) -> Result<()> {
 
 /// What the README calls optional may be asked for and refused.
 fn assert_only_optional_refused(server: &Server) -> Result<()> {
-    let optional = ["command", "config|get", "module|list", "acl|whoami", "client|no-touch"];
+    let optional = ["command", "command|info", "config|get", "module|list", "acl|whoami", "client|setname"];
     let mut refused = refused(server)?;
-    refused.retain(|command| !optional.iter().any(|o| o.starts_with(command.as_str())));
+    refused.retain(|command| !optional.contains(&command.as_str()));
     ensure!(refused.is_empty(), "refused to the user: {refused:?}");
     Ok(())
 }
@@ -316,6 +342,6 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn path(path: &Path) -> &str {
-    path.to_str().expect("a path of plain letters")
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
 }
