@@ -155,8 +155,7 @@ fn every_server_with_users_takes_the_lines() -> Result<()> {
     let readme = Readme::read()?;
     for version in WITH_ACL {
         let (source, target) = (Server::start(version)?, Server::start(version)?);
-        let mut rows = vec!["cluster", "watched", "cutover", "name"];
-        rows.extend(version.has(7, 0).then_some("check"));
+        let mut rows = vec!["cluster", "watched", "cutover", "name", "check"];
         rows.extend(version.has(7, 2).then_some("no-touch"));
         readme.user(&source, "source", &rows)?;
         readme.user(&target, "target", &rows)?;
@@ -165,10 +164,8 @@ fn every_server_with_users_takes_the_lines() -> Result<()> {
             .set("/spec/cutover/mode", "Automatic");
         let finished = Tool::run(&manifest, &[])?.expect_exit(0, PATIENCE)?;
         assert_eq!(finished.status()?["phase"], "Completed", "{version}");
-        if version.has(7, 0) {
-            assert_nothing_refused(&source).with_context(|| version.to_string())?;
-            assert_nothing_refused(&target).with_context(|| version.to_string())?;
-        }
+        assert_nothing_refused(&source).with_context(|| version.to_string())?;
+        assert_nothing_refused(&target).with_context(|| version.to_string())?;
     }
     Ok(())
 }
