@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::connection::{Address, Dialer, RedisAccess};
+use crate::rdb::compat::unloadable;
 use crate::topology::{Role, Topology, discover, pick_source};
-use crate::version::ServerVersion;
 
 pub use error::PreflightError;
 use survey::{Survey, survey};
@@ -97,18 +97,17 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         checks::not_the_same(source, target)?;
-        if let Some(types) = version_gap(source.topology.server, target.topology.server) {
-            let (source, target) = (source.topology.server, target.topology.server);
-            return Err(PreflightError::Unloadable { source_version: source, target_version: target, types });
+        if let Some(what) = unloadable(source.topology.server, target.topology.server) {
+            return Err(PreflightError::Unloadable { what: what.to_string() });
         }
         checks::databases(input, source, target)?;
         checks::memory(input.filtered, source, target, &mut warnings)?;
         checks::modules(source, target, &mut warnings);
     }
-    if let (Some(side), Some(target)) = (&input.target, &target) {
-        if side.must_be_empty {
-            survey::empty(&quick(&side.dialer), &target.servers).await?;
-        }
+    if let (Some(side), Some(target)) = (&input.target, &target)
+        && side.must_be_empty
+    {
+        survey::empty(&quick(&side.dialer), &target.servers).await?;
     }
     Ok(PreflightReport {
         source: source.map(|side| SourceReport {
@@ -160,11 +159,6 @@ async fn look_at_target(side: Option<&TargetSide>) -> Result<Option<Side>, Prefl
     let surveys = masters.map(|address| survey(&dialer, address, Role::Target, None));
     let servers = futures::future::try_join_all(surveys).await?;
     Ok(Some(Side { topology, servers }))
-}
-
-/// What the source may hold that the target cannot load.
-fn version_gap(_source: ServerVersion, _target: ServerVersion) -> Option<String> {
-    None
 }
 
 fn quick(dialer: &Dialer) -> Dialer {

@@ -4,17 +4,23 @@
 //! Format source: Redis `rdb.c`/`rdb.h` 2.8 … 8.6, Valkey `rdb.c` 8.1 and 9.1.
 
 pub mod checksum;
+pub mod commands;
 pub mod compat;
 mod cursor;
 pub mod decoder;
+pub mod digest;
 mod error;
 mod event;
 mod lzf;
 mod module;
+mod packed;
 mod payload;
 mod scan;
+mod walk;
 
+pub use commands::{Dialect, value_to_commands};
 pub use decoder::Decoder;
+pub use digest::{ValueDigest, canonical};
 pub use error::{Fault, RdbError};
 pub use event::{Event, Items, KeyRecord, LargeHead, LargeKind, Limits, Step};
 pub use module::{ModuleId, module_of};

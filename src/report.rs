@@ -6,7 +6,7 @@ mod plain;
 mod summary;
 mod units;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::MultiProgress;
@@ -27,10 +27,12 @@ pub enum OutputFormat {
     Json,
 }
 
+type Out = Box<dyn Write + Send>;
+
 /// How a run is shown on standard output.
 pub enum View {
-    Json(json::JsonLines<io::Stdout>),
-    Plain(plain::PlainLines<io::Stdout>),
+    Json(json::JsonLines<Out>),
+    Plain(plain::PlainLines<Out>),
     Live(live::LiveView),
 }
 
@@ -46,9 +48,9 @@ enum Moment {
 impl View {
     pub fn new(format: OutputFormat, name: &str, namespace: &str) -> Self {
         match format {
-            OutputFormat::Json => View::Json(json::JsonLines::new(io::stdout(), name, namespace)),
+            OutputFormat::Json => View::Json(json::JsonLines::new(stdout(), name, namespace)),
             OutputFormat::Auto if io::stdout().is_terminal() => View::Live(live::LiveView::new(name)),
-            OutputFormat::Auto | OutputFormat::Plain => View::Plain(plain::PlainLines::new(io::stdout())),
+            OutputFormat::Auto | OutputFormat::Plain => View::Plain(plain::PlainLines::new(stdout())),
         }
     }
 
@@ -115,6 +117,10 @@ impl View {
     }
 }
 
+fn stdout() -> Out {
+    Box::new(io::stdout())
+}
+
 /// What counts as a transition.
 #[derive(Default)]
 struct Marks {
@@ -176,5 +182,58 @@ mod tests {
             &now,
         );
         assert!(!marks.turn(&status), "a message alone is none");
+    }
+
+    #[derive(Clone, Default)]
+    struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Shared {
+        fn lines(&self) -> Vec<serde_json::Value> {
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+
+        async fn until(&self, told: impl Fn(&[serde_json::Value]) -> bool) {
+            let wait = async {
+                while !told(&self.lines()) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn json_tells_transitions_at_once_repeats_itself_and_ends_with_the_last_status() {
+        let out = Shared::default();
+        let (status, seen) = watch::channel(Status::default());
+        let view = View::Json(json::JsonLines::new(Box::new(out.clone()), "orders", "shop"));
+        let shown = tokio::spawn(view.follow(seen));
+        out.until(|lines| !lines.is_empty()).await;
+
+        let before = std::time::Instant::now();
+        status.send_modify(|status| status.phase = Phase::FullSync);
+        out.until(|lines| lines.iter().any(|line| line["status"]["phase"] == "FullSync")).await;
+        assert!(before.elapsed() < Duration::from_millis(500), "not at once");
+
+        let told = out.lines().len();
+        out.until(|lines| lines.len() > told).await;
+        assert!(before.elapsed() < Duration::from_secs(3), "not once a second");
+
+        status.send_modify(|status| status.message = "done".to_owned());
+        drop(status);
+        let last = tokio::time::timeout(Duration::from_secs(10), shown).await.unwrap().unwrap();
+        assert_eq!(last.message, "done");
+        assert_eq!(out.lines().last().unwrap()["status"]["message"], "done");
     }
 }

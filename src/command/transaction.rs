@@ -15,9 +15,11 @@ pub enum Part {
         commands: u32,
         frames: Vec<u8>,
     },
-    /// A command without keys (PUBLISH, FLUSHALL, FUNCTION …), `index` among the given ones.
+    /// A command without keys, `index` among the given ones. Its `kind` says where it goes: FLUSHALL or
+    /// FUNCTION to every node, PUBLISH to any one, as the cluster hands the message on.
     Keyless {
         index: usize,
+        kind: Kind,
         frame: Vec<u8>,
     },
     Emulate(Emulation),
@@ -42,7 +44,7 @@ pub fn group_transaction<'a>(
         match split(spec, &args, temporary)? {
             SplitPlan::Whole(Route::Slot(slot)) => grouping.add(slot, args.frame),
             SplitPlan::Whole(Route::Keyless | Route::CrossSlot) => {
-                grouping.bar(Part::Keyless { index, frame: args.frame.to_vec() });
+                grouping.bar(Part::Keyless { index, kind: spec.kind, frame: args.frame.to_vec() });
             }
             SplitPlan::PerSlot(pieces) => {
                 for Piece { slot, frame } in pieces {
@@ -102,7 +104,9 @@ mod tests {
                     assert_eq!(printed.len(), *commands as usize);
                     format!("{slot}: {}", printed.join("; "))
                 }
-                Part::Keyless { index, frame } => format!("keyless {index}: {}", printed(frame).join("; ")),
+                Part::Keyless { index, kind, frame } => {
+                    format!("{kind:?} {index}: {}", printed(frame).join("; "))
+                }
                 Part::Emulate(emulation) => format!("emulate {:?}", emulation.slots),
                 Part::Impossible { index, why } => format!("impossible {index}: {why:?}"),
             })
@@ -134,7 +138,7 @@ mod tests {
                 "15495: SET a 1",
                 "emulate [3300, 15495]",
                 "15495: SET a 2",
-                "keyless 3: PUBLISH c m",
+                "Publish 3: PUBLISH c m",
                 "15495: SET a 3",
                 "impossible 5: Opaque",
                 "15495: SET a 4",

@@ -110,10 +110,10 @@ impl Dialer {
     fn tls_client(&self, access: &TlsAccess) -> Result<Arc<ClientConfig>, ConnectionError> {
         let material = TlsMaterial::read(access)?;
         let mut last = self.settings.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made_of, client)) = last.as_ref() {
-            if *made_of == material {
-                return Ok(Arc::clone(client));
-            }
+        if let Some((made_of, client)) = last.as_ref()
+            && *made_of == material
+        {
+            return Ok(Arc::clone(client));
         }
         let client = Arc::new(material.client_config(access)?);
         *last = Some((material, Arc::clone(&client)));

@@ -17,6 +17,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The servers of other versions that the test setup put into the cache: folder name and program.
+    pub(crate) fn cached() -> Vec<(String, std::path::PathBuf)> {
+        let cache = std::env::var_os("REDIS_MIGRATION_CACHE").map_or_else(
+            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"),
+            std::path::PathBuf::from,
+        );
+        let folders = std::fs::read_dir(cache.join("servers")).into_iter().flatten().flatten();
+        let programs = folders.filter_map(|folder| {
+            let name = folder.file_name().into_string().ok()?;
+            let program = folder.path().join(format!("{}-server", name.split('-').next()?));
+            program.exists().then_some((name, program))
+        });
+        programs.collect()
+    }
+
+    /// A server of another version.
+    pub(crate) fn start_program(program: &std::path::Path) -> Server {
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        let args = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""];
+        Server::spawn_program(program, dir, port, &args)
+    }
+
     /// Starts `redis-server` with these further arguments and waits until it takes connections.
     pub(crate) fn start(args: &[&str]) -> Server {
         Server::start_with(free_port(), "port", args)
@@ -64,15 +86,19 @@ impl Server {
     }
 
     fn spawn(dir: TempDir, port: u16, args: &[&str]) -> Server {
+        Server::spawn_program("redis-server".as_ref(), dir, port, args)
+    }
+
+    fn spawn_program(program: &std::path::Path, dir: TempDir, port: u16, args: &[&str]) -> Server {
         let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new("redis-server")
+        let child = Command::new(program)
             .args(args)
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("redis-server must be installed");
+            .expect("the server must be installed");
         let mut server = Server { child, address: Address::new("127.0.0.1", port), dir };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {

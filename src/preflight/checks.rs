@@ -26,12 +26,13 @@ pub(super) fn source(side: &Side, warnings: &mut Vec<String>) -> Result<(), Pref
                 info.backlog_size
             ));
         }
-        if let Some(limit) = server.output_limits.as_deref().and_then(replica_hard_limit) {
-            if limit > 0 && limit < SMALL_OUTPUT_LIMIT {
-                warnings.push(format!(
+        if let Some(limit) = server.output_limits.as_deref().and_then(replica_hard_limit)
+            && limit > 0
+            && limit < SMALL_OUTPUT_LIMIT
+        {
+            warnings.push(format!(
                     "source: {address}: client-output-buffer-limit for replicas is {limit} B; writes during the full sync may exceed it and break the link"
                 ));
-            }
         }
     }
     Ok(())

@@ -1,10 +1,10 @@
 use thiserror::Error;
 
+use crate::api::conditions::reason;
 use crate::connection::{Address, ConnectionError};
 use crate::resp::ReplyVerdict;
 use crate::slot::SlotRanges;
 use crate::topology::{Role, TopologyError};
-use crate::version::ServerVersion;
 
 /// Why a migration is not started. One line each, with what to do.
 #[derive(Debug, Error)]
@@ -27,10 +27,9 @@ pub enum PreflightError {
         "source {source_address} and target {target_address} are {what}; a migration onto itself would destroy data"
     )]
     SameServer { source_address: Address, target_address: Address, what: &'static str },
-    #[error(
-        "{source_version} may hold types that {target_version} cannot load ({types}); use a newer target"
-    )]
-    Unloadable { source_version: ServerVersion, target_version: ServerVersion, types: String },
+    /// `what` names both versions and the types.
+    #[error("{what}; use a newer target")]
+    Unloadable { what: String },
     #[error(
         "the source holds keys in database {}, but the target has only {available}; map them with databaseMap or exclude them",
         list(.databases)
@@ -51,16 +50,16 @@ pub enum PreflightError {
 }
 
 impl PreflightError {
-    /// The reason constant of the condition, as in the interface description.
+    /// The condition's reason, one of [`reason`].
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Topology(error) => match (error.connection(), error.role()) {
                 (Some(source), role) => unreachable(role, source),
-                (None, _) => "PreflightFailed",
+                (None, _) => reason::PREFLIGHT_FAILED,
             },
             Self::Connection { role, source } => unreachable(*role, source),
-            Self::TargetNotEmpty { .. } => "TargetNotEmpty",
-            Self::Forbidden { .. } => "AuthFailed",
+            Self::TargetNotEmpty { .. } => reason::TARGET_NOT_EMPTY,
+            Self::Forbidden { .. } => reason::AUTH_FAILED,
             Self::Loading { .. }
             | Self::ReplicaUnlinked { .. }
             | Self::TargetIsReplica { .. }
@@ -69,7 +68,7 @@ impl PreflightError {
             | Self::Unloadable { .. }
             | Self::Databases { .. }
             | Self::TooLittleMemory { .. }
-            | Self::NoPsync { .. } => "PreflightFailed",
+            | Self::NoPsync { .. } => reason::PREFLIGHT_FAILED,
         }
     }
 
@@ -102,10 +101,10 @@ fn is_loading(text: &str) -> bool {
 
 fn unreachable(role: Role, source: &ConnectionError) -> &'static str {
     match (source, role) {
-        (source, _) if source.is_auth() => "AuthFailed",
-        (ConnectionError::Secret(_), _) => "SecretNotFound",
-        (_, Role::Source) => "SourceUnreachable",
-        (_, Role::Target) => "TargetUnreachable",
+        (source, _) if source.is_auth() => reason::AUTH_FAILED,
+        (ConnectionError::Secret(_), _) => reason::SECRET_NOT_FOUND,
+        (_, Role::Source) => reason::SOURCE_UNREACHABLE,
+        (_, Role::Target) => reason::TARGET_UNREACHABLE,
     }
 }
 

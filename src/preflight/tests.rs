@@ -264,3 +264,36 @@ async fn what_may_not_be_asked_is_left_out() {
     let report = passes(&input(few(&source), few(&target))).await;
     assert_eq!(report.source.unwrap().topology.databases, None);
 }
+
+#[tokio::test]
+async fn servers_of_every_version_are_understood() {
+    for (name, program) in Server::cached() {
+        let (source, target) = (Server::start_program(&program), Server::start_program(&program));
+        let mut client = source.connect().await;
+        run(&mut client, "SET k v").await;
+        let report = preflight(&input(source.access(), target.access())).await;
+        let report = report.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let found = report.source.unwrap();
+        let version = found.topology.server.to_string().to_lowercase().replace(' ', "-");
+        assert_eq!((version, found.keys, found.topology.databases), (name.clone(), 1, Some(16)));
+        run(&mut target.connect().await, "SET k v").await;
+        let error = fault(&input(source.access(), target.access())).await;
+        assert!(matches!(error, PreflightError::TargetNotEmpty { .. }), "{name}: {error}");
+        let error = fault(&input(source.access(), source.access())).await;
+        assert!(matches!(error, PreflightError::SameServer { .. }), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_target_too_old_for_the_source() {
+    let servers: BTreeMap<_, _> = Server::cached().into_iter().collect();
+    let Some(old) = servers.get("redis-5.0.6") else { return };
+    let (source, target) = (Server::start(&[]), Server::start_program(old));
+    let error = fault(&input(source.access(), target.access())).await;
+    let text = error.to_string();
+    assert!(matches!(error, PreflightError::Unloadable { .. }), "{text}");
+    assert!(text.contains("Redis 7.0.15") && text.contains("Redis 5.0.6"), "{text}");
+    preflight(&input(target.access(), source.access()))
+        .await
+        .expect("the newer server takes the older one's data");
+}

@@ -464,11 +464,9 @@ impl Decoder {
                 bytes: input.get(..end).unwrap_or_default(),
                 type_byte: large.type_byte,
             },
-            FoundLarge::StreamTail { end } => Run::StreamTail {
-                bytes: input.get(..end).unwrap_or_default(),
-                empty: large.is_empty(),
-                type_byte: large.type_byte,
-            },
+            FoundLarge::StreamTail { end } => {
+                Run::StreamTail { bytes: input.get(..end).unwrap_or_default(), type_byte: large.type_byte }
+            }
             FoundLarge::End | FoundLarge::Unsupported { .. } => return Event::Skipped,
         };
         Event::LargeItems { key: &large.key, items: Items(run) }

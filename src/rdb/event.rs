@@ -157,10 +157,9 @@ pub(super) enum Run<'a> {
         bytes: &'a [u8],
         type_byte: u8,
     },
-    /// What follows the entries of a stream; `empty` when there were none.
+    /// What follows the entries of a stream.
     StreamTail {
         bytes: &'a [u8],
-        empty: bool,
         type_byte: u8,
     },
 }
@@ -177,10 +176,5 @@ impl Items<'_> {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-impl Items<'_> {
-    pub fn append_commands(&self, _key: &[u8], _out: &mut Vec<u8>) -> Result<u32, super::RdbError> {
-        Ok(0)
     }
 }

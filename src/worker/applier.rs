@@ -19,7 +19,7 @@ use crate::clock::unix_millis;
 use crate::connection::Address;
 use crate::rdb::checksum::Crc;
 use crate::rdb::compat::TargetFormat;
-use crate::rdb::{Decoder, Event, Limits, Step};
+use crate::rdb::{Decoder, Dialect, Event, Limits, Step};
 use crate::resp::Args;
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::slot::SlotRanges;
@@ -131,6 +131,7 @@ impl Applier {
         };
         let rules = SnapshotRules {
             format: TargetFormat::of(target),
+            dialect: Dialect::of(target),
             set_pxat: target.has_redis(6, 2),
             existing: setup.existing_keys,
             replay: false,
@@ -649,7 +650,6 @@ impl Applier {
     fn examine(&self, trouble: &Trouble) -> Findings {
         let reading = Reading {
             snapshot: matches!(self.stands.stage, Stage::Snapshot { .. }),
-            existing: self.setup.existing_keys,
             replay: self.rules.replay,
         };
         examine(trouble, reading)

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::repair::{Refusal, Unit};
 use super::route::Router;
 use crate::backoff::Backoff;
-use crate::command::{Emulation, IfMissing, Part, Step};
+use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::{Next, Reply, ReplyVerdict, encode_command};
 
@@ -70,8 +70,9 @@ impl<'a> Direct<'a> {
                     let replies = self.run(Place::Slot(*slot), db, &whole, *commands as usize + 2).await?;
                     refused.extend(refusals(&whole, &replies));
                 }
-                Part::Keyless { frame, .. } => {
-                    for lane in 0..self.lanes.len() {
+                Part::Keyless { frame, kind, .. } => {
+                    let everywhere = matches!(kind, Kind::Flush | Kind::Function | Kind::ScriptCache);
+                    for lane in 0..if everywhere { self.lanes.len() } else { 1 } {
                         let replies = self.run(Place::Lane(lane), db, frame, 1).await?;
                         refused.extend(refusals(frame, &replies));
                     }
@@ -111,7 +112,10 @@ impl<'a> Direct<'a> {
                         let mut frame = Vec::new();
                         encode_command(&words, &mut frame);
                         let replies = self.run(Place::Slot(*to_slot), db, &frame, 1).await?;
-                        refused.extend(refusals(&frame, &replies));
+                        let found = refusals(&frame, &replies);
+                        // The element must not be taken away when it could not be put down.
+                        ended = !found.is_empty();
+                        refused.extend(found);
                     } else {
                         ended = true;
                     }
@@ -122,6 +126,12 @@ impl<'a> Direct<'a> {
                     encode_command(&[b"DUMP".as_slice(), &from.name], &mut read);
                     encode_command(&[b"PTTL".as_slice(), &from.name], &mut read);
                     let replies = self.run(Place::Slot(from.slot), db, &read, 2).await?;
+                    let found = refusals(&read, &replies);
+                    if !found.is_empty() {
+                        ended = true;
+                        refused.extend(found);
+                        continue;
+                    }
                     let mut write = Vec::new();
                     match (replies.first(), replies.get(1)) {
                         (Some(Reply::Bulk(Some(payload))), Some(Reply::Integer(pttl))) => {
@@ -131,7 +141,7 @@ impl<'a> Direct<'a> {
                                 &mut write,
                             );
                         }
-                        _ if *if_missing == IfMissing::DeleteDestination => {
+                        (Some(Reply::Bulk(None)), _) if *if_missing == IfMissing::DeleteDestination => {
                             encode_command(&[b"DEL".as_slice(), &to.name], &mut write);
                         }
                         _ => {

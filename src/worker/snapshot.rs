@@ -5,7 +5,8 @@ use super::route::Router;
 use crate::api::plan::ExistingKeys;
 use crate::rdb::compat::TargetFormat;
 use crate::rdb::{
-    Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string, restore_payload_len,
+    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string,
+    restore_payload_len,
 };
 use crate::resp::{array_header, bulk, header};
 use crate::slot::{slot, tag_for_slot};
@@ -15,6 +16,7 @@ use crate::version::Flavor;
 #[derive(Clone, Debug)]
 pub struct SnapshotRules {
     pub format: TargetFormat,
+    pub dialect: Dialect,
     /// `SET … PXAT` is known.
     pub set_pxat: bool,
     pub existing: ExistingKeys,
@@ -106,8 +108,8 @@ pub fn apply<S>(
             let Some(staged) = staged else { return Applied::Nothing };
             let lane = staged.lane;
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
-            match items.append_commands(&staged.stage, &mut pending.bytes) {
-                Ok(count) => pending.commands += count,
+            match items.append_commands(&staged.stage, rules.dialect, &mut pending.bytes) {
+                Ok(count) => pending.commands += u32::try_from(count).unwrap_or(u32::MAX),
                 Err(error) => staged.commands_failed = Some(error.to_string()),
             }
             outbox.note(lane);

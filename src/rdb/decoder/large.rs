@@ -20,7 +20,7 @@ pub(super) struct Large {
     pub type_byte: u8,
     pub elements: Elements,
     pub scan: Scan,
-    /// No element came yet.
+    /// No piece of a string came yet.
     first: bool,
     part: Part,
 }
@@ -80,10 +80,6 @@ impl Large {
     /// Begins a collection whose `scan` rests at its first element.
     pub fn collection(key: &[u8], type_byte: u8, elements: Elements, scan: Scan) -> Self {
         Large { key: key.to_vec(), type_byte, elements, scan, first: true, part: Part::Elements }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.first
     }
 
     /// The piece that [`FoundLarge::Expanded`] speaks of.
@@ -151,7 +147,6 @@ impl Large {
         if boundary == 0 {
             return self.find(input, limits);
         }
-        self.first = false;
         self.scan.drop_front(boundary);
         Ok((boundary, FoundLarge::Elements { end: boundary }))
     }
