@@ -36,7 +36,7 @@ pub enum ReplicationError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(
-        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf +ping) or set psyncCommand"
+        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf) or set psyncCommand"
     )]
     Refused { address: Address, command: String, text: String },
     #[error("{address}: not ready to replicate: {text}")]
@@ -102,6 +102,8 @@ pub struct Replication {
     /// Where an earlier run stopped.
     pub resume: Option<Origin>,
     pub allow_full_resync: bool,
+    /// A link of this run was there before: a full resync is not the first.
+    pub restarted: bool,
     /// Offset up to which the target has acknowledged; 0 until the snapshot stands.
     pub acknowledged: watch::Receiver<i64>,
     pub state: watch::Sender<LinkState>,
@@ -188,7 +190,7 @@ impl Replication {
                 self.state.send_modify(|state| state.resumes += 1);
             }
             Answer::FullResync(origin) => {
-                let again = history.is_some() || self.resume.is_some();
+                let again = history.is_some() || self.resume.is_some() || self.restarted;
                 if again && !self.allow_full_resync {
                     let why = "the position asked for is no longer in its backlog".to_owned();
                     return Err(ReplicationError::FullResyncForbidden { address: self.address.clone(), why });

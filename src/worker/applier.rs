@@ -25,6 +25,7 @@ use crate::resp::frame::{Parsed, parse_frame};
 use crate::slot::SlotRanges;
 use crate::spool::{Block, Next, Origin, Part, SpoolReader};
 use crate::target::lane::Lane;
+use crate::topology::{Role, discover};
 
 /// The window is given back to the allocator when it is empty and larger than this.
 const WINDOW: usize = 1 << 20;
@@ -245,9 +246,21 @@ impl Applier {
                 self.outbox.apply_again();
             }
         }
+        if self.numbers.target_reconnects > 0
+            && let (Router::Single, TargetShape::Watched(address)) = (&self.router, &mut self.setup.target)
+        {
+            // The Sentinels may have promoted another server.
+            let found = discover(dialer.access(), &dialer, Role::Target).await;
+            let found = found.map_err(|error| Interrupted::Lost(error.to_string()))?;
+            if let Some(shard) = found.shards.first() {
+                *address = shard.master.address.clone();
+            }
+        }
         self.lane_addresses = match (&self.router, &self.setup.target) {
             (Router::Slots(map), _) => map.nodes().iter().map(|node| node.address.clone()).collect(),
-            (Router::Single, TargetShape::Standalone(address)) => vec![address.clone()],
+            (Router::Single, TargetShape::Standalone(address) | TargetShape::Watched(address)) => {
+                vec![address.clone()]
+            }
             (Router::Single, TargetShape::Cluster(_)) => Vec::new(),
         };
         for index in 0..self.lane_addresses.len() {
@@ -262,6 +275,8 @@ impl Applier {
         let connection = self.setup.target_dialer.connect(address).await.map_err(|error| {
             if error.is_transient() {
                 Interrupted::Lost(error.to_string())
+            } else if error.is_auth() {
+                Interrupted::Failed(WorkerError::Denied(error.to_string()))
             } else {
                 Interrupted::Failed(WorkerError::Target(error.to_string()))
             }
@@ -338,7 +353,7 @@ impl Applier {
     /// A new history: whatever was in progress is void. Batches under way are still answered; their
     /// keys are written again.
     fn begin(&mut self, origin: Origin) -> Result<(), WorkerError> {
-        let again = self.origin.is_some() || self.setup.resume.is_some();
+        let again = self.origin.is_some() || self.setup.resume.is_some() || self.setup.restarted;
         let resumed = self.setup.resume.as_ref().filter(|checkpoint| {
             self.origin.is_none()
                 && checkpoint.offset == origin.offset
@@ -659,7 +674,7 @@ impl Applier {
         let Findings { retry: _, refused, existing, fatal } = findings;
         if let Some(text) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
-            return Err(WorkerError::Target(format!(
+            return Err(WorkerError::Denied(format!(
                 "{address}: {text}; give the target user the permissions that the README lists"
             )));
         }
