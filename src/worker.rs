@@ -82,8 +82,10 @@ pub struct WorkerSetup {
     pub spool: SpoolSetup,
     pub max_quarantined: u64,
     pub resume: Option<Checkpoint>,
-    /// An earlier worker of this run began already: keys on the target may be its own.
+    /// An earlier worker of this run began already: a full sync is not the first.
     pub restarted: bool,
+    /// An earlier run broke off: keys on the target may be its own.
+    pub own_keys: bool,
 }
 
 #[derive(Clone, Debug)]

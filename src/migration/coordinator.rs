@@ -1,5 +1,6 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::connection::ConnectionError;
 use crate::preflight::PreflightReport;
 use crate::source::replication::ReplicationError;
 use crate::verify::{Settle, VerifyError, VerifyProgress, verify};
-use crate::worker::{self, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+use crate::worker::{self, Checkpoint, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
@@ -53,13 +54,13 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     state.phase(Phase::Preflight, "looking at both sides");
     let known = match &options.data_dir {
         Some(data_dir) => checkpoints::load(data_dir, &plan.uid),
-        None => Ok(Checkpoints::new()),
+        None => Ok(Checkpoints::default()),
     };
     let known = match known {
         Ok(known) => known,
         Err(error) => return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string()),
     };
-    let report = match setup::preflight(&plan, known.is_empty()).await {
+    let report = match setup::preflight(&plan, !known.begun).await {
         Ok(report) => report,
         Err(MigrationError { reason, message }) => {
             state.set(conditions::PREFLIGHT_PASSED, false, reason, &message);
@@ -82,9 +83,10 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         Ok(setups) => setups,
         Err(MigrationError { reason, message }) => return failed(&mut state, reason, message),
     };
-    // From here on the target may hold more than the old checkpoint says; a clean stop writes a new one.
+    // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
+    let begun = Checkpoints { begun: true, ..Checkpoints::default() };
     if let Some(data_dir) = &options.data_dir
-        && let Err(error) = checkpoints::clear(data_dir, &plan.uid)
+        && let Err(error) = checkpoints::save(data_dir, &plan.uid, &begun)
     {
         return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string());
     }
@@ -170,7 +172,9 @@ impl Run {
         let again = error.calls_for_resync()
             && self.restarts < policy.backoff_limit
             && policy.on_full_resync == FullResyncPolicy::Allow;
-        let Some(setup) = self.setups.get_mut(index).filter(|_| again) else { return Err(Ended::Worker(error)) };
+        let Some(setup) = self.setups.get_mut(index).filter(|_| again) else {
+            return Err(Ended::Worker(error));
+        };
         tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
         setup.resume = None;
         setup.restarted = true;
@@ -416,13 +420,17 @@ impl Run {
         self.state.gather(&self.shards);
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
         let mut kept = false;
-        if let Some(data_dir) = self.options.data_dir.clone()
-            && !finished
-            && !checkpoints.is_empty()
-        {
-            match checkpoints::save(&data_dir, &self.plan.uid, &checkpoints) {
-                Ok(()) => kept = checkpoints.len() == self.shards.len(),
-                Err(error) => tracing::error!("{error}"),
+        if let Some(data_dir) = self.options.data_dir.clone() {
+            let written = if finished {
+                checkpoints::clear(&data_dir, &self.plan.uid)
+            } else {
+                kept = checkpoints.len() == self.shards.len();
+                let left = Checkpoints { begun: true, shards: checkpoints };
+                checkpoints::save(&data_dir, &self.plan.uid, &left)
+            };
+            if let Err(error) = written {
+                tracing::error!("{error}");
+                kept = false;
             }
         }
         match result {
@@ -448,7 +456,9 @@ impl Run {
                 let message = match (kept, &self.options.data_dir) {
                     (true, _) => "stopped; started again with the same data-dir it goes on",
                     (false, None) => "stopped; without --data-dir no checkpoint is kept",
-                    (false, Some(_)) => "stopped before the snapshot stood: the next run starts over",
+                    (false, Some(_)) => {
+                        "stopped before the snapshot stood: started again with the same data-dir it copies anew"
+                    }
                 };
                 tracing::info!("{message}");
                 self.state.status.message = message.to_owned();
@@ -468,9 +478,9 @@ impl Run {
         }
     }
 
-    async fn stop_workers(&mut self) -> Checkpoints {
+    async fn stop_workers(&mut self) -> BTreeMap<String, Checkpoint> {
         self.drain.send_replace(true);
-        let mut checkpoints = Checkpoints::new();
+        let mut checkpoints = BTreeMap::new();
         while let Some(ended) = self.workers.join_next().await {
             match ended {
                 Ok((index, Ok(stopped))) => {

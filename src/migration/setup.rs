@@ -144,8 +144,9 @@ pub async fn workers(
                 folder: folder.to_path_buf(),
             },
             max_quarantined: plan.failure_policy.max_quarantined,
-            resume: checkpoints.get(&shard.id).cloned(),
+            resume: checkpoints.shards.get(&shard.id).cloned(),
             restarted: false,
+            own_keys: checkpoints.begun,
         });
     }
     Ok(workers)

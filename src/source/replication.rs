@@ -161,6 +161,8 @@ impl Replication {
         introduce(&mut connection).await?;
         let ask = match (&history, &self.resume) {
             _ if *use_sync => Ask::Sync,
+            // A history that SYNC began has no name to ask for.
+            (Some(History { origin, .. }), _) if origin.is_unnamed() => Ask::PsyncFull,
             (Some(History { origin, stream_at: Some(stream_at) }), _) => {
                 let received = spool.gauges().end - stream_at;
                 Ask::Psync(Origin {
@@ -189,14 +191,15 @@ impl Replication {
                 }
                 self.state.send_modify(|state| state.resumes += 1);
             }
-            Answer::FullResync(origin) => {
+            Answer::FullResync(origin) | Answer::Snapshot(origin) => {
                 let again = history.is_some() || self.resume.is_some() || self.restarted;
                 if again && !self.allow_full_resync {
                     let why = "the position asked for is no longer in its backlog".to_owned();
                     return Err(ReplicationError::FullResyncForbidden { address: self.address.clone(), why });
                 }
                 self.state.send_modify(|state| state.full_resyncs += u64::from(again));
-                self.receive_snapshot(&mut link, spool, history, origin, backoff).await?;
+                let line = if line.starts_with(b"$") { line } else { link.line().await? };
+                self.receive_snapshot(&mut link, spool, history, origin, &line, backoff).await?;
             }
             Answer::NoSuchCommand if self.psync_command.eq_ignore_ascii_case("PSYNC") => {
                 *use_sync = true;
@@ -237,12 +240,12 @@ impl Replication {
         spool: &mut SpoolWriter,
         history: &mut Option<History>,
         origin: Origin,
+        line: &[u8],
         backoff: &mut Backoff,
     ) -> Result<(), ReplicationError> {
+        let framing = Framing::parse(line).ok_or_else(|| link.bad("no length", line))?;
         spool.begin(origin.clone(), true);
         *history = Some(History { origin: origin.clone(), stream_at: None });
-        let line = link.line().await?;
-        let framing = Framing::parse(&line).ok_or_else(|| link.bad("no length", &line))?;
         let snapshot_bytes = match framing {
             Framing::Length(length) => Some(length),
             Framing::Mark(_) => None,
@@ -284,6 +287,8 @@ async fn introduce(connection: &mut Connection) -> Result<(), ConnectionError> {
 enum Answer {
     Continue(Option<String>),
     FullResync(Origin),
+    /// The RDB comes without a word about its history.
+    Snapshot(Origin),
     NoSuchCommand,
     Refused,
     NotReady,
@@ -293,7 +298,11 @@ enum Answer {
 fn answer(line: &[u8], ask: &Ask) -> Answer {
     if matches!(ask, Ask::Sync) {
         // SYNC names no history; a lost link means another full sync.
-        return Answer::FullResync(Origin { replication_id: "?".to_owned(), offset: 0 });
+        return Answer::Snapshot(Origin::unnamed());
+    }
+    if line.starts_with(b"$") {
+        // Redis takes any name but "psync" itself for SYNC, and sends the RDB without further words.
+        return Answer::Snapshot(Origin::unnamed());
     }
     let text = String::from_utf8_lossy(line);
     let mut words = text.split_ascii_whitespace();

@@ -353,7 +353,10 @@ impl Applier {
     /// A new history: whatever was in progress is void. Batches under way are still answered; their
     /// keys are written again.
     fn begin(&mut self, origin: Origin) -> Result<(), WorkerError> {
-        let again = self.origin.is_some() || self.setup.resume.is_some() || self.setup.restarted;
+        let again = self.origin.is_some()
+            || self.setup.resume.is_some()
+            || self.setup.restarted
+            || self.setup.own_keys;
         let resumed = self.setup.resume.as_ref().filter(|checkpoint| {
             self.origin.is_none()
                 && checkpoint.offset == origin.offset
@@ -847,7 +850,7 @@ impl Applier {
     fn stopped(&mut self) -> Stopped {
         self.publish();
         let checkpoint = match (&self.stands.stage, &self.origin) {
-            (Stage::Stream(place), Some(_)) => Some(Checkpoint {
+            (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
                 // The link may have been renamed since the history began.
                 replication_id: self.reader.replication_id().unwrap_or_default(),
                 offset: self.stands.position as i64 + self.offset_shift,
