@@ -211,12 +211,12 @@ mod tests {
     fn a_moved_command_is_sent_again_in_its_database() {
         let trouble = trouble(
             &[&["SELECT", "3"], &["SET", "k", "v"], &["INCR", "n"]],
-            &[(1, "MOVED 12706 127.0.0.1:7001")],
+            &[(1, "MOVED 7629 127.0.0.1:7001")],
         );
         let findings = examine(&trouble, READING);
         assert!(findings.refused.is_empty());
         let [unit] = &findings.retry[..] else { panic!("{findings:?}") };
-        assert_eq!((unit.db, unit.slot, unit.replies), (Some(3), Some(12706), 1));
+        assert_eq!((unit.db, unit.slot, unit.replies), (Some(3), Some(7629), 1));
         assert_eq!(unit.frames, b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n");
     }
 
@@ -225,14 +225,14 @@ mod tests {
         let trouble = trouble(
             &[&["MULTI"], &["SET", "k", "v"], &["INCR", "k"], &["EXEC"], &["DEL", "k"]],
             &[
-                (1, "MOVED 12706 127.0.0.1:7001"),
-                (2, "MOVED 12706 127.0.0.1:7001"),
+                (1, "MOVED 7629 127.0.0.1:7001"),
+                (2, "MOVED 7629 127.0.0.1:7001"),
                 (3, "EXECABORT Transaction discarded because of previous errors."),
             ],
         );
         let findings = examine(&trouble, READING);
         let [unit] = &findings.retry[..] else { panic!("{findings:?}") };
-        assert_eq!((unit.slot, unit.replies), (Some(12706), 4));
+        assert_eq!((unit.slot, unit.replies), (Some(7629), 4));
     }
 
     #[test]
