@@ -274,7 +274,10 @@ impl Applier {
     /// Back to the last place that stands on the target; the lanes are opened anew.
     fn rewind(&mut self) {
         self.replay_until = self.replay_until.max(self.position());
-        self.outbox.rewind(matches!(self.work, Work::Stream(_)));
+        let in_stream = matches!(self.stands.stage, Stage::Stream(_));
+        // The keys of a snapshot are written again: what the stream did to them since must follow again.
+        self.outbox.rewind(in_stream);
+        self.rules.replay = !in_stream;
         self.troubles.clear();
         self.lost = None;
         self.go_on_from_stands();
