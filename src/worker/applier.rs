@@ -373,6 +373,9 @@ impl Applier {
         }
         self.origin = Some(origin);
         self.outbox.begin();
+        for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
+            self.outbox.answered(lane, batch);
+        }
         self.go_on_from_stands();
         Ok(())
     }
