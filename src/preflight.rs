@@ -162,5 +162,5 @@ async fn look_at_target(side: Option<&TargetSide>) -> Result<Option<Side>, Prefl
 }
 
 fn quick(dialer: &Dialer) -> Dialer {
-    dialer.with_connect_timeout(CONNECT_TIMEOUT)
+    dialer.with_connect_timeout(CONNECT_TIMEOUT).with_response_timeout(CONNECT_TIMEOUT)
 }

@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod digest;
 mod error;
 mod event;
+mod layout;
 mod lzf;
 mod module;
 mod packed;

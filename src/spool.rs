@@ -76,6 +76,17 @@ pub struct Origin {
     pub offset: i64,
 }
 
+impl Origin {
+    /// Of a full sync by SYNC: the source does not say; offsets count from 0.
+    pub fn unnamed() -> Self {
+        Self { replication_id: "?".to_owned(), offset: 0 }
+    }
+
+    pub fn is_unnamed(&self) -> bool {
+        self.replication_id == "?"
+    }
+}
+
 /// Sizes at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolGauges {

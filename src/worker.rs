@@ -51,6 +51,8 @@ pub struct Checkpoint {
 #[derive(Clone, Debug)]
 pub enum TargetShape {
     Standalone(Address),
+    /// The master that Sentinels watch; after a lost connection they are asked again.
+    Watched(Address),
     Cluster(SlotMap),
 }
 
@@ -80,6 +82,10 @@ pub struct WorkerSetup {
     pub spool: SpoolSetup,
     pub max_quarantined: u64,
     pub resume: Option<Checkpoint>,
+    /// An earlier worker of this run began already: a full sync is not the first.
+    pub restarted: bool,
+    /// An earlier run broke off: keys on the target may be its own.
+    pub own_keys: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -113,10 +119,28 @@ pub enum WorkerError {
     KeyExists { key: String },
     #[error("{0}")]
     Target(String),
+    /// The target's user lacks a permission.
+    #[error("{0}")]
+    Denied(String),
     #[error(
         "{shard}: {count} commands were refused by the target, more than failurePolicy.maxQuarantined allows; the last: {last}"
     )]
     TooManyRefused { shard: String, count: u64, last: String },
+}
+
+impl WorkerError {
+    /// True when another full sync may do: what arrived was damaged, or the spool was.
+    pub fn calls_for_resync(&self) -> bool {
+        match self {
+            Self::Rdb { .. } | Self::Checksum { .. } | Self::SnapshotEnd { .. } | Self::Stream { .. } => true,
+            Self::Spool(error) => matches!(error, SpoolError::Corrupt { .. } | SpoolError::Gone { .. }),
+            Self::Source(_)
+            | Self::KeyExists { .. }
+            | Self::Target(_)
+            | Self::Denied(_)
+            | Self::TooManyRefused { .. } => false,
+        }
+    }
 }
 
 /// How a worker that was asked to stop left things.
@@ -150,12 +174,13 @@ pub async fn run(
             offset: checkpoint.offset,
         }),
         allow_full_resync: setup.allow_full_resync,
+        restarted: setup.restarted,
         acknowledged,
         state: progress.link.clone(),
         received,
     };
     let router = match &setup.target {
-        TargetShape::Standalone(_) => Router::Single,
+        TargetShape::Standalone(_) | TargetShape::Watched(_) => Router::Single,
         TargetShape::Cluster(map) => Router::Slots(map.clone()),
     };
     let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress));

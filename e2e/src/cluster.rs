@@ -20,7 +20,7 @@ impl Cluster {
         Self::start_with(Options::new(version), masters, replicas_each)
     }
 
-    /// Every node with these options; with a fixed port, the nodes take that one and the next ones.
+    /// Every node with these options (with TLS, `tls-cluster` among them); with a fixed port, the nodes take that one and the next ones.
     pub fn start_with(options: Options, masters: usize, replicas_each: usize) -> Result<Self> {
         let cluster = Self::start_unassigned(options, masters, replicas_each)?;
         let share = |master: usize| master * 16_384 / masters;
@@ -50,7 +50,9 @@ impl Cluster {
             })
             .collect::<Result<Vec<_>>>()?;
         let cluster = Self { nodes, masters };
-        let first = cluster.nodes.first().context("no node")?.port.to_string();
+        // With TLS between the nodes it is the TLS port that the bus port is counted from.
+        let first = cluster.nodes.first().context("no node")?;
+        let first = first.tls_port.unwrap_or(first.port).to_string();
         for (i, node) in cluster.nodes.iter().enumerate() {
             let mut conn = node.conn()?;
             // Epochs of their own from the start: otherwise nodes spend seconds settling who has which.

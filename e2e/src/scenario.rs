@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::compare::{Report, Rules, wait_equal_with};
 use crate::load::{Load, Writer};
@@ -65,6 +66,16 @@ pub fn copy_at_rest(
     target: &Endpoint,
     rules: &Rules,
 ) -> Result<Report> {
-    Tool::until_in_sync(manifest)?.expect_exit(0, PATIENCE)?;
-    wait_equal_with(source, target, rules, Duration::ZERO)
+    let finished = Tool::until_in_sync(manifest)?.expect_exit(0, PATIENCE)?;
+    let status = finished.status()?;
+    let report = wait_equal_with(source, target, rules, Duration::ZERO);
+    let report = report.with_context(|| format!("the tool found no difference; its status: {status}"))?;
+    nothing_quarantined(&status)?;
+    Ok(report)
+}
+
+fn nothing_quarantined(status: &Value) -> Result<()> {
+    let quarantine = &status["quarantine"];
+    ensure!(quarantine["commands"].as_i64().unwrap_or(0) == 0, "quarantined: {quarantine}");
+    Ok(())
 }

@@ -162,7 +162,8 @@ fn acknowledgements_are_honest() -> Result<()> {
     stop(tool).map(drop)
 }
 
-/// A source that renamed PSYNC, as some clouds do.
+/// A source that renamed PSYNC, as some clouds do. An unchanged Redis answers any other name than
+/// "psync" as it would SYNC: the snapshot at once, without +FULLRESYNC (replication.c, syncCommand).
 #[test]
 fn renamed_psync() -> Result<()> {
     let source = Options::new(VERSION).with("rename-command", "PSYNC hidden-psync").start()?;

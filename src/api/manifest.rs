@@ -176,12 +176,17 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && name.bytes().all(plain)
 }
 
+struct SecretDocument {
+    namespace: Option<String>,
+    name: String,
+    values: BTreeMap<String, Vec<u8>>,
+}
+
 /// The documents of one file, by kind.
 #[derive(Default)]
 struct Documents {
     migrations: Vec<Node>,
-    /// (namespace, name, values)
-    secrets: Vec<(Option<String>, String, BTreeMap<String, Vec<u8>>)>,
+    secrets: Vec<SecretDocument>,
     problems: Vec<Problem>,
 }
 
@@ -235,7 +240,7 @@ impl Documents {
                 }
             }
         }
-        self.secrets.push((namespace.map(str::to_owned), name, values));
+        self.secrets.push(SecretDocument { namespace: namespace.map(str::to_owned), name, values });
     }
 
     fn fault(&mut self, document: &Node, path: &str, message: String) {
@@ -272,9 +277,9 @@ impl Documents {
         })?;
         let namespace = migration.metadata.namespace.as_deref().unwrap_or(plan::DEFAULT_NAMESPACE);
         let mut secrets = SecretStore::default();
-        for (secret_namespace, name, values) in self.secrets {
-            if secret_namespace.as_deref().is_none_or(|own| own == namespace) {
-                secrets.documents.entry(name).or_default().extend(values);
+        for secret in self.secrets {
+            if secret.namespace.as_deref().is_none_or(|own| own == namespace) {
+                secrets.documents.entry(secret.name).or_default().extend(secret.values);
             }
         }
         Ok(Manifest { file: file.to_owned(), migration, secrets, document })

@@ -34,6 +34,8 @@ struct Settings {
     access: RedisAccess,
     client_name: String,
     connect_timeout: Duration,
+    /// `None`: the default of a connection.
+    response_timeout: Option<Duration>,
     /// The last TLS client and what it was made of.
     tls: Mutex<Option<(TlsMaterial, Arc<ClientConfig>)>>,
 }
@@ -41,18 +43,26 @@ struct Settings {
 impl Dialer {
     /// `client_name` appears in the server's CLIENT LIST; it must hold no spaces.
     pub fn new(access: RedisAccess, client_name: impl Into<String>) -> Dialer {
-        Dialer::build(access, client_name.into(), CONNECT_TIMEOUT)
+        Dialer::build(access, client_name.into(), CONNECT_TIMEOUT, None)
     }
 
     pub fn with_connect_timeout(&self, connect_timeout: Duration) -> Dialer {
-        Dialer::build(self.settings.access.clone(), self.settings.client_name.clone(), connect_timeout)
+        let Settings { access, client_name, response_timeout, .. } = &*self.settings;
+        Dialer::build(access.clone(), client_name.clone(), connect_timeout, *response_timeout)
+    }
+
+    /// Connections give up after so long without a byte of an answer that is due.
+    pub fn with_response_timeout(&self, response_timeout: Duration) -> Dialer {
+        let Settings { access, client_name, connect_timeout, .. } = &*self.settings;
+        Dialer::build(access.clone(), client_name.clone(), *connect_timeout, Some(response_timeout))
     }
 
     /// For the Sentinels of this deployment: their own credentials, the same TLS.
     pub fn for_sentinels(&self) -> Dialer {
         let mut access = self.settings.access.clone();
         access.credentials = access.sentinel.as_ref().and_then(|sentinel| sentinel.credentials.clone());
-        Dialer::build(access, self.settings.client_name.clone(), self.settings.connect_timeout)
+        let Settings { client_name, connect_timeout, response_timeout, .. } = &*self.settings;
+        Dialer::build(access, client_name.clone(), *connect_timeout, *response_timeout)
     }
 
     pub fn access(&self) -> &RedisAccess {
@@ -76,6 +86,9 @@ impl Dialer {
         let stream = self.open(&address).await?;
         let secured = stream.is_tls();
         let mut connection = Connection::new(stream, address);
+        if let Some(timeout) = self.settings.response_timeout {
+            connection.set_response_timeout(timeout);
+        }
         match self.introduce(&mut connection).await {
             Ok(()) => Ok(connection),
             // Redis 7 hangs up on plain text at its TLS port without a word.
@@ -89,10 +102,15 @@ impl Dialer {
         }
     }
 
-    fn build(access: RedisAccess, client_name: String, connect_timeout: Duration) -> Dialer {
-        Dialer {
-            settings: Arc::new(Settings { access, client_name, connect_timeout, tls: Mutex::new(None) }),
-        }
+    fn build(
+        access: RedisAccess,
+        client_name: String,
+        connect_timeout: Duration,
+        response_timeout: Option<Duration>,
+    ) -> Dialer {
+        let tls = Mutex::new(None);
+        let settings = Settings { access, client_name, connect_timeout, response_timeout, tls };
+        Dialer { settings: Arc::new(settings) }
     }
 
     async fn open(&self, address: &Address) -> Result<Stream, ConnectionError> {

@@ -6,8 +6,16 @@ use std::path::{Path, PathBuf};
 
 use crate::worker::Checkpoint;
 
-/// By shard id.
-pub type Checkpoints = BTreeMap<String, Checkpoint>;
+/// What an earlier run of the same migration left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Checkpoints {
+    /// It began to write: keys on the target are its own. Written before the first key, so that a run
+    /// that was killed is known, too.
+    pub begun: bool,
+    /// Where it stopped, by shard id; empty when it did not stop in an orderly way.
+    pub shards: BTreeMap<String, Checkpoint>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -23,19 +31,19 @@ fn path(data_dir: &Path, uid: &str) -> PathBuf {
     data_dir.join(format!("{uid}.checkpoint.json"))
 }
 
-/// Empty when there is none.
+/// As if nothing had begun when there is none.
 pub fn load(data_dir: &Path, uid: &str) -> Result<Checkpoints, CheckpointError> {
     let path = path(data_dir, uid);
     match std::fs::read(&path) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Damaged { path, source })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Checkpoints::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Checkpoints::default()),
         Err(source) => Err(CheckpointError::Read { path, source }),
     }
 }
 
-/// Takes the checkpoint away: what is on the target is no longer what it says, or it is not needed.
+/// Takes the checkpoint away: the migration is over.
 pub fn clear(data_dir: &Path, uid: &str) -> Result<(), CheckpointError> {
     let path = path(data_dir, uid);
     match std::fs::remove_file(&path) {
@@ -67,14 +75,15 @@ mod tests {
     fn what_is_saved_is_loaded_and_can_be_cleared() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
-        assert!(load(&data, "a.b").unwrap().is_empty());
+        assert!(load(&data, "a.b").unwrap() == Checkpoints::default());
         let checkpoint = Checkpoint { replication_id: "f".repeat(40), offset: 77, db: 3 };
-        let all = Checkpoints::from([("10.0.0.1:6379".to_owned(), checkpoint)]);
+        let shards = BTreeMap::from([("10.0.0.1:6379".to_owned(), checkpoint)]);
+        let all = Checkpoints { begun: true, shards };
         save(&data, "a.b", &all).unwrap();
         assert_eq!(load(&data, "a.b").unwrap(), all);
         clear(&data, "a.b").unwrap();
         clear(&data, "a.b").unwrap();
-        assert!(load(&data, "a.b").unwrap().is_empty());
+        assert!(load(&data, "a.b").unwrap() == Checkpoints::default());
         std::fs::write(path(&data, "a.b"), "{").unwrap();
         assert!(matches!(load(&data, "a.b"), Err(CheckpointError::Damaged { .. })));
     }

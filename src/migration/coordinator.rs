@@ -1,5 +1,6 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,13 +15,13 @@ use super::state::{Shard, State, is_in_sync, now};
 use super::verification::{self, failed, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
-use crate::api::plan::{CutoverMode, ExistingKeys};
+use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
 use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::preflight::PreflightReport;
 use crate::source::replication::ReplicationError;
 use crate::verify::{Settle, VerifyError, VerifyProgress, verify};
-use crate::worker::{self, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+use crate::worker::{self, Checkpoint, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
@@ -38,7 +39,10 @@ struct Run {
     state: State,
     report: PreflightReport,
     shards: Vec<Shard>,
-    workers: JoinSet<(String, Result<Stopped, WorkerError>)>,
+    workers: JoinSet<(usize, Result<Stopped, WorkerError>)>,
+    /// To start a worker again, in the order of `shards`.
+    setups: Vec<WorkerSetup>,
+    restarts: u32,
     drain: watch::Sender<bool>,
     last_progress: (Instant, u64),
 }
@@ -50,13 +54,13 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     state.phase(Phase::Preflight, "looking at both sides");
     let known = match &options.data_dir {
         Some(data_dir) => checkpoints::load(data_dir, &plan.uid),
-        None => Ok(Checkpoints::new()),
+        None => Ok(Checkpoints::default()),
     };
     let known = match known {
         Ok(known) => known,
         Err(error) => return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string()),
     };
-    let report = match setup::preflight(&plan, known.is_empty()).await {
+    let report = match setup::preflight(&plan, !known.begun).await {
         Ok(report) => report,
         Err(MigrationError { reason, message }) => {
             state.set(conditions::PREFLIGHT_PASSED, false, reason, &message);
@@ -79,9 +83,10 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         Ok(setups) => setups,
         Err(MigrationError { reason, message }) => return failed(&mut state, reason, message),
     };
-    // From here on the target may hold more than the old checkpoint says; a clean stop writes a new one.
+    // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
+    let begun = Checkpoints { begun: true, ..Checkpoints::default() };
     if let Some(data_dir) = &options.data_dir
-        && let Err(error) = checkpoints::clear(data_dir, &plan.uid)
+        && let Err(error) = checkpoints::save(data_dir, &plan.uid, &begun)
     {
         return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string());
     }
@@ -123,12 +128,9 @@ impl Run {
         report: PreflightReport,
         setups: Vec<WorkerSetup>,
     ) -> Self {
-        let (drain, asked) = watch::channel(false);
-        let mut workers = JoinSet::new();
         let mut shards = Vec::with_capacity(setups.len());
         let topology = report.source.as_ref().map(|source| &source.topology);
-        for (index, setup) in setups.into_iter().enumerate() {
-            let progress = ShardProgress::new();
+        for (index, setup) in setups.iter().enumerate() {
             let slots = topology
                 .filter(|topology| topology.is_cluster())
                 .and_then(|topology| topology.shards.get(index))
@@ -138,15 +140,47 @@ impl Run {
                 slots: slots.unwrap_or_default(),
                 source: setup.source.clone(),
                 dialer: setup.source_dialer.clone(),
-                progress: Arc::clone(&progress),
-            });
-            let asked = asked.clone();
-            workers.spawn(async move {
-                let shard = setup.shard.clone();
-                (shard, worker::run(setup, progress, asked).await)
+                progress: ShardProgress::new(),
             });
         }
-        Self { plan, options, state, report, shards, workers, drain, last_progress: (Instant::now(), 0) }
+        let mut run = Self {
+            plan,
+            options,
+            state,
+            report,
+            shards,
+            workers: JoinSet::new(),
+            setups,
+            restarts: 0,
+            drain: watch::Sender::new(false),
+            last_progress: (Instant::now(), 0),
+        };
+        (0..run.setups.len()).for_each(|index| run.start_worker(index));
+        run
+    }
+
+    fn start_worker(&mut self, index: usize) {
+        let (Some(setup), Some(shard)) = (self.setups.get(index), self.shards.get(index)) else { return };
+        let (setup, progress) = (setup.clone(), Arc::clone(&shard.progress));
+        let asked = self.drain.subscribe();
+        self.workers.spawn(async move { (index, worker::run(setup, progress, asked).await) });
+    }
+
+    /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows.
+    fn start_again(&mut self, index: usize, error: WorkerError) -> Result<(), Ended> {
+        let policy = self.plan.failure_policy;
+        let again = error.calls_for_resync()
+            && self.restarts < policy.backoff_limit
+            && policy.on_full_resync == FullResyncPolicy::Allow;
+        let Some(setup) = self.setups.get_mut(index).filter(|_| again) else {
+            return Err(Ended::Worker(error));
+        };
+        tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
+        setup.resume = None;
+        setup.restarted = true;
+        self.restarts += 1;
+        self.start_worker(index);
+        Ok(())
     }
 
     /// Everything between preflight and the end.
@@ -329,7 +363,7 @@ impl Run {
                 Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok((_, Ok(_))) => return Err(Ended::Stop),
-                    Ok((_, Err(error))) => return Err(Ended::Worker(error)),
+                    Ok((index, Err(error))) => self.start_again(index, error)?,
                     Err(error) => {
                         let message = format!("a shard worker ended by itself: {error}");
                         return Err(Ended::Other { reason: reason::ABORTED, message });
@@ -386,13 +420,17 @@ impl Run {
         self.state.gather(&self.shards);
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
         let mut kept = false;
-        if let Some(data_dir) = self.options.data_dir.clone()
-            && !finished
-            && !checkpoints.is_empty()
-        {
-            match checkpoints::save(&data_dir, &self.plan.uid, &checkpoints) {
-                Ok(()) => kept = checkpoints.len() == self.shards.len(),
-                Err(error) => tracing::error!("{error}"),
+        if let Some(data_dir) = self.options.data_dir.clone() {
+            let written = if finished {
+                checkpoints::clear(&data_dir, &self.plan.uid)
+            } else {
+                kept = checkpoints.len() == self.shards.len();
+                let left = Checkpoints { begun: true, shards: checkpoints };
+                checkpoints::save(&data_dir, &self.plan.uid, &left)
+            };
+            if let Err(error) = written {
+                tracing::error!("{error}");
+                kept = false;
             }
         }
         match result {
@@ -418,7 +456,9 @@ impl Run {
                 let message = match (kept, &self.options.data_dir) {
                     (true, _) => "stopped; started again with the same data-dir it goes on",
                     (false, None) => "stopped; without --data-dir no checkpoint is kept",
-                    (false, Some(_)) => "stopped before the snapshot stood: the next run starts over",
+                    (false, Some(_)) => {
+                        "stopped before the snapshot stood: started again with the same data-dir it copies anew"
+                    }
                 };
                 tracing::info!("{message}");
                 self.state.status.message = message.to_owned();
@@ -438,15 +478,16 @@ impl Run {
         }
     }
 
-    async fn stop_workers(&mut self) -> Checkpoints {
+    async fn stop_workers(&mut self) -> BTreeMap<String, Checkpoint> {
         self.drain.send_replace(true);
-        let mut checkpoints = Checkpoints::new();
+        let mut checkpoints = BTreeMap::new();
         while let Some(ended) = self.workers.join_next().await {
             match ended {
-                Ok((shard, Ok(stopped))) => {
-                    checkpoints.extend(stopped.checkpoint.map(|checkpoint| (shard, checkpoint)));
+                Ok((index, Ok(stopped))) => {
+                    let shard = self.shards.get(index).map(|shard| shard.id.clone());
+                    checkpoints.extend(shard.zip(stopped.checkpoint));
                 }
-                Ok((shard, Err(error))) => tracing::warn!(shard, %error, "ended with an error"),
+                Ok((_, Err(error))) => tracing::warn!(%error, "a shard worker ended with an error"),
                 Err(error) => tracing::error!(%error, "a shard worker ended by itself"),
             }
         }
@@ -468,6 +509,7 @@ fn reason_of(error: &WorkerError) -> &'static str {
         WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
         WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
         WorkerError::Target(_) => reason::TARGET_UNREACHABLE,
+        WorkerError::Denied(_) => reason::AUTH_FAILED,
         WorkerError::Spool(_)
         | WorkerError::Rdb { .. }
         | WorkerError::Checksum { .. }

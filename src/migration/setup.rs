@@ -14,7 +14,7 @@ use crate::preflight::{
     self, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
 };
 use crate::target::lane::LaneLimits;
-use crate::topology::SlotMap;
+use crate::topology::{SlotMap, TopologyKind};
 use crate::worker::{SpoolSetup, TargetShape, WorkerSetup};
 
 /// Names our connections to a server, in CLIENT LIST.
@@ -108,10 +108,14 @@ pub async fn workers(
         TargetShape::Cluster(SlotMap::new(&target.topology))
     } else {
         let master = target.topology.shards.first().map(|shard| shard.master.address.clone());
-        TargetShape::Standalone(master.ok_or_else(|| MigrationError {
+        let master = master.ok_or_else(|| MigrationError {
             reason: reason::TARGET_UNREACHABLE,
             message: "the target has no master".to_owned(),
-        })?)
+        })?;
+        match target.topology.kind {
+            TopologyKind::Sentinel => TargetShape::Watched(master),
+            TopologyKind::Standalone | TopologyKind::Cluster => TargetShape::Standalone(master),
+        }
     };
     let count = source.topology.shards.len();
     let mut workers = Vec::with_capacity(count);
@@ -140,7 +144,9 @@ pub async fn workers(
                 folder: folder.to_path_buf(),
             },
             max_quarantined: plan.failure_policy.max_quarantined,
-            resume: checkpoints.get(&shard.id).cloned(),
+            resume: checkpoints.shards.get(&shard.id).cloned(),
+            restarted: false,
+            own_keys: checkpoints.begun,
         });
     }
     Ok(workers)

@@ -49,7 +49,7 @@ pub async fn settle(shards: &[Shard]) {
 async fn source_offset(shard: &Shard) -> Option<i64> {
     let mut backoff = Backoff::default();
     loop {
-        if shard.link().origin.is_some_and(|origin| origin.replication_id == "?") {
+        if shard.link().origin.is_some_and(|origin| origin.is_unnamed()) {
             return None;
         }
         match server_info(&shard.dialer, &shard.source).await {

@@ -117,6 +117,9 @@ async fn permissions(
     role: Role,
     psync: Option<&str>,
 ) -> Result<(), PreflightError> {
+    if role == Role::Source && psync.is_some() {
+        may_replconf(connection).await?;
+    }
     let user = match connection.query_text(&[b"ACL", b"WHOAMI"]).await {
         Ok(user) => user,
         Err(error) => return optional(error, role),
@@ -146,6 +149,21 @@ async fn permissions(
         }
     }
     Ok(())
+}
+
+/// Tried, as a user who may not replicate seldom may run ACL DRYRUN. It does nothing by itself, and only
+/// a refusal of the command counts: old servers do not know the option.
+async fn may_replconf(connection: &mut Connection) -> Result<(), PreflightError> {
+    match connection.call(&[b"REPLCONF", b"capa", b"psync2"]).await {
+        Ok(Reply::Error(text)) if text.starts_with(b"NOPERM") => Err(PreflightError::Forbidden {
+            role: Role::Source,
+            address: connection.address().clone(),
+            command: "REPLCONF".to_owned(),
+            text: String::from_utf8_lossy(&text).into_owned(),
+        }),
+        Ok(_) => Ok(()),
+        Err(source) => Err(PreflightError::Connection { role: Role::Source, source }),
+    }
 }
 
 /// Names, in any order. MODULE exists from 4.0: a server without it has none.

@@ -27,6 +27,8 @@ pub struct Dialect {
     pub create_consumer: bool,
     /// `HPEXPIREAT` (Redis 7.4, Valkey 9.0). Without it a hash with field expiry is an error.
     pub field_expiry: bool,
+    /// `HSET` of several fields (4.0), which replaced `HMSET`.
+    pub variadic_hset: bool,
 }
 
 impl Dialect {
@@ -34,6 +36,7 @@ impl Dialect {
         Dialect {
             stream_counters: target.has_redis(7, 0),
             create_consumer: target.has_redis(6, 2),
+            variadic_hset: target.has_redis(4, 0),
             field_expiry: match target.flavor {
                 Flavor::Redis => target.has_redis(7, 4),
                 Flavor::Valkey => target.major >= 9,
@@ -208,7 +211,8 @@ impl Sink for Commands<'_> {
     }
 
     fn field(&mut self, field: &[u8], value: &[u8], expire_at_ms: Option<i64>) {
-        self.room(b"HSET", field.len() + value.len());
+        let name: &'static [u8] = if self.dialect.variadic_hset { b"HSET" } else { b"HMSET" };
+        self.room(name, field.len() + value.len());
         self.batch.arg(field);
         self.batch.arg(value);
         if let Some(at) = expire_at_ms {

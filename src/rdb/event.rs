@@ -2,7 +2,7 @@
 
 use crate::version::Flavor;
 
-use super::scan::Elements;
+use super::layout::Elements;
 
 /// The object type of a string; the only type that a target may be sent as `SET`.
 pub const TYPE_STRING: u8 = 0;

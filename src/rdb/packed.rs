@@ -187,9 +187,9 @@ fn listpack_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Entry<'a>>, Stop
 fn back_length(entry: usize) -> usize {
     match entry {
         ..=127 => 1,
-        ..16_383 => 2,
-        ..2_097_151 => 3,
-        ..268_435_455 => 4,
+        128..16_383 => 2,
+        16_383..2_097_151 => 3,
+        2_097_151..268_435_455 => 4,
         _ => 5,
     }
 }

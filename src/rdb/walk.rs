@@ -7,8 +7,8 @@ use crate::version::Flavor;
 
 use super::cursor::{Cursor, Stop};
 use super::error::{Fault, RdbError};
+use super::layout::{Elements, Layout, layout, stream_layout};
 use super::packed::{Entry, Packed};
-use super::scan::{Elements, Layout, layout, stream_layout};
 
 /// Takes a value's elements in order. A collection calls one method only; a stream calls `entry`,
 /// then `stream`, then `group` with the group's `consumer`s, each followed by its `pending`.
@@ -31,10 +31,6 @@ pub(super) trait Sink {
 pub(super) struct StreamId {
     pub ms: u64,
     pub seq: u64,
-}
-
-impl StreamId {
-    pub const ZERO: Self = StreamId { ms: 0, seq: 0 };
 }
 
 impl fmt::Display for StreamId {

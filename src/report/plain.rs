@@ -31,7 +31,7 @@ impl<W: Write> PlainLines<W> {
         if moment == Moment::Tick {
             let line = progress(status);
             self.quiet = if line == self.last { self.quiet + 1 } else { 0 };
-            if !line.is_empty() && self.quiet % QUIET_TICKS == 0 {
+            if !line.is_empty() && self.quiet.is_multiple_of(QUIET_TICKS) {
                 self.line(&line);
             }
             self.last = line;

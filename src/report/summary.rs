@@ -74,7 +74,8 @@ fn headline(name: &str, outcome: &Outcome, took: Duration) -> String {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             format!("{name}: {} after {took}\n", counted(count, "difference"))
         }
-        Outcome::Stopped => format!("{name}: stopped after {took}, checkpoint kept\n"),
+        // The status' message, shown above, says whether a checkpoint was kept.
+        Outcome::Stopped => format!("{name}: stopped after {took}\n"),
     }
 }
 

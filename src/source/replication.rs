@@ -36,7 +36,7 @@ pub enum ReplicationError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(
-        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf +ping) or set psyncCommand"
+        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf) or set psyncCommand"
     )]
     Refused { address: Address, command: String, text: String },
     #[error("{address}: not ready to replicate: {text}")]
@@ -112,6 +112,8 @@ pub struct Replication {
     /// Where an earlier run stopped.
     pub resume: Option<Origin>,
     pub allow_full_resync: bool,
+    /// A link of this run was there before: a full resync is not the first.
+    pub restarted: bool,
     pub acknowledged: watch::Receiver<Acknowledged>,
     pub state: watch::Sender<LinkState>,
     /// Bytes received, RDB and stream.
@@ -168,6 +170,8 @@ impl Replication {
         introduce(&mut connection).await?;
         let ask = match (&history, &self.resume) {
             _ if *use_sync => Ask::Sync,
+            // A history that SYNC began has no name to ask for.
+            (Some(History { origin, .. }), _) if origin.is_unnamed() => Ask::PsyncFull,
             (Some(History { origin, stream_at: Some(stream_at) }), _) => {
                 let received = spool.gauges().end - stream_at;
                 Ask::Psync(Origin {
@@ -199,14 +203,15 @@ impl Replication {
                 }
                 self.state.send_modify(|state| state.resumes += 1);
             }
-            Answer::FullResync(origin) => {
-                let again = history.is_some() || self.resume.is_some();
+            Answer::FullResync(origin) | Answer::Snapshot(origin) => {
+                let again = history.is_some() || self.resume.is_some() || self.restarted;
                 if again && !self.allow_full_resync {
                     let why = "the position asked for is no longer in its backlog".to_owned();
                     return Err(ReplicationError::FullResyncForbidden { address: self.address.clone(), why });
                 }
                 self.state.send_modify(|state| state.full_resyncs += u64::from(again));
-                self.receive_snapshot(&mut link, spool, history, origin, backoff).await?;
+                let line = if line.starts_with(b"$") { line } else { link.line().await? };
+                self.receive_snapshot(&mut link, spool, history, origin, &line, backoff).await?;
             }
             Answer::NoSuchCommand if self.psync_command.eq_ignore_ascii_case("PSYNC") => {
                 *use_sync = true;
@@ -247,12 +252,12 @@ impl Replication {
         spool: &mut SpoolWriter,
         history: &mut Option<History>,
         origin: Origin,
+        line: &[u8],
         backoff: &mut Backoff,
     ) -> Result<(), ReplicationError> {
+        let framing = Framing::parse(line).ok_or_else(|| link.bad("no length", line))?;
         spool.begin(origin.clone(), true);
         *history = Some(History { origin: origin.clone(), stream_at: None });
-        let line = link.line().await?;
-        let framing = Framing::parse(&line).ok_or_else(|| link.bad("no length", &line))?;
         let snapshot_bytes = match framing {
             Framing::Length(length) => Some(length),
             Framing::Mark(_) => None,
@@ -294,6 +299,8 @@ async fn introduce(connection: &mut Connection) -> Result<(), ConnectionError> {
 enum Answer {
     Continue(Option<String>),
     FullResync(Origin),
+    /// The RDB comes without a word about its history.
+    Snapshot(Origin),
     NoSuchCommand,
     Refused,
     NotReady,
@@ -303,7 +310,11 @@ enum Answer {
 fn answer(line: &[u8], ask: &Ask) -> Answer {
     if matches!(ask, Ask::Sync) {
         // SYNC names no history; a lost link means another full sync.
-        return Answer::FullResync(Origin { replication_id: "?".to_owned(), offset: 0 });
+        return Answer::Snapshot(Origin::unnamed());
+    }
+    if line.starts_with(b"$") {
+        // Redis takes any name but "psync" itself for SYNC, and sends the RDB without further words.
+        return Answer::Snapshot(Origin::unnamed());
     }
     let text = String::from_utf8_lossy(line);
     let mut words = text.split_ascii_whitespace();

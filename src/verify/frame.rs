@@ -167,8 +167,11 @@ pub enum FrameError {
 /// Error texts and statuses are lines; servers keep them short.
 const MAX_LINE: usize = 64 * 1024;
 
-/// Marker, text of the first line, bytes behind it; `None` when the line is not complete.
-fn header(bytes: &[u8]) -> Result<Option<(u8, &[u8], &[u8])>, FrameError> {
+/// Marker, text of the first line, bytes behind it.
+type Header<'a> = (u8, &'a [u8], &'a [u8]);
+
+/// `None` when the first line is not complete.
+fn header(bytes: &[u8]) -> Result<Option<Header<'_>>, FrameError> {
     let Some((&marker, rest)) = bytes.split_first() else {
         return Ok(None);
     };

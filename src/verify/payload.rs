@@ -5,6 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 
+use crate::rdb::{ValueDigest, canonical, parse_dump};
 use crate::version::Flavor;
 
 /// RDB version and checksum, behind every payload.
@@ -18,7 +19,7 @@ pub(super) fn equal(ours: (&[u8], Flavor), theirs: (&[u8], Flavor)) -> bool {
         return true;
     }
     match (digest(ours.0, ours.1), digest(theirs.0, theirs.1)) {
-        (Some(ours), Some(theirs)) => ours.agrees(&theirs),
+        (Some(ours), Some(theirs)) => ours.matches(&theirs),
         _ => false,
     }
 }
@@ -46,7 +47,7 @@ impl ValueMark {
             return true;
         }
         match (&self.digest, &other.digest) {
-            (Some(a), Some(b)) => a.agrees(b),
+            (Some(a), Some(b)) => a.matches(b),
             _ => false,
         }
     }
@@ -61,16 +62,7 @@ fn body(payload: &[u8]) -> Option<&[u8]> {
     payload.get(..payload.len().checked_sub(FOOTER)?)
 }
 
-fn digest(_payload: &[u8], _flavor: Flavor) -> Option<ValueDigest> {
-    None
-}
-
-/// Until values are decoded, only equal bytes are equal.
-#[derive(Clone, Debug)]
-struct ValueDigest;
-
-impl ValueDigest {
-    fn agrees(&self, _other: &Self) -> bool {
-        true
-    }
+fn digest(payload: &[u8], flavor: Flavor) -> Option<ValueDigest> {
+    let dump = parse_dump(payload).ok()?;
+    canonical(dump.type_byte, dump.value, flavor).ok()
 }

@@ -26,6 +26,7 @@ use crate::slot::SlotRanges;
 use crate::source::replication::Acknowledged;
 use crate::spool::{Block, Next, Origin, Part, SpoolReader};
 use crate::target::lane::Lane;
+use crate::topology::{Role, discover};
 
 /// The window is given back to the allocator when it is empty and larger than this.
 const WINDOW: usize = 1 << 20;
@@ -246,9 +247,21 @@ impl Applier {
                 self.outbox.apply_again();
             }
         }
+        if self.numbers.target_reconnects > 0
+            && let (Router::Single, TargetShape::Watched(address)) = (&self.router, &mut self.setup.target)
+        {
+            // The Sentinels may have promoted another server.
+            let found = discover(dialer.access(), &dialer, Role::Target).await;
+            let found = found.map_err(|error| Interrupted::Lost(error.to_string()))?;
+            if let Some(shard) = found.shards.first() {
+                *address = shard.master.address.clone();
+            }
+        }
         self.lane_addresses = match (&self.router, &self.setup.target) {
             (Router::Slots(map), _) => map.nodes().iter().map(|node| node.address.clone()).collect(),
-            (Router::Single, TargetShape::Standalone(address)) => vec![address.clone()],
+            (Router::Single, TargetShape::Standalone(address) | TargetShape::Watched(address)) => {
+                vec![address.clone()]
+            }
             (Router::Single, TargetShape::Cluster(_)) => Vec::new(),
         };
         for index in 0..self.lane_addresses.len() {
@@ -263,6 +276,8 @@ impl Applier {
         let connection = self.setup.target_dialer.connect(address).await.map_err(|error| {
             if error.is_transient() {
                 Interrupted::Lost(error.to_string())
+            } else if error.is_auth() {
+                Interrupted::Failed(WorkerError::Denied(error.to_string()))
             } else {
                 Interrupted::Failed(WorkerError::Target(error.to_string()))
             }
@@ -343,7 +358,10 @@ impl Applier {
     /// keys are written again.
     fn begin(&mut self, origin: Origin, snapshot: bool) -> Result<(), WorkerError> {
         // A history that broke off before anything was sent leaves nothing on the target.
-        let again = self.outbox.batches > 0 || self.setup.resume.is_some();
+        let again = self.outbox.batches > 0
+            || self.setup.resume.is_some()
+            || self.setup.restarted
+            || self.setup.own_keys;
         let resumed = self.setup.resume.as_ref().filter(|_| !snapshot);
         self.stands = Place { position: 0, stage: self.first_stage(), keys: 0, commands: 0 };
         self.rules.replay = false;
@@ -655,7 +673,6 @@ impl Applier {
     fn examine(&self, trouble: &Trouble) -> Findings {
         let reading = Reading {
             snapshot: matches!(self.stands.stage, Stage::Snapshot { .. }),
-            existing: self.setup.existing_keys,
             replay: self.rules.replay,
         };
         examine(trouble, reading)
@@ -665,7 +682,7 @@ impl Applier {
         let Findings { retry: _, refused, existing, fatal } = findings;
         if let Some(text) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
-            return Err(WorkerError::Target(format!(
+            return Err(WorkerError::Denied(format!(
                 "{address}: {text}; give the target user the permissions that the README lists"
             )));
         }
@@ -842,7 +859,7 @@ impl Applier {
     fn stopped(&mut self) -> Stopped {
         self.publish();
         let checkpoint = match (&self.stands.stage, &self.origin) {
-            (Stage::Stream(place), Some(_)) => Some(Checkpoint {
+            (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
                 replication_id: self.replication_id(),
                 offset: self.stands.position as i64 + self.offset_shift,
                 db: place.db,

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::outbox::Trouble;
-use crate::api::plan::ExistingKeys;
 use crate::command::{Route, lookup, route};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
@@ -46,7 +45,6 @@ pub struct Findings {
 pub struct Reading {
     /// The batch belongs to the full sync.
     pub snapshot: bool,
-    pub existing: ExistingKeys,
     /// A replay may meet what an earlier attempt applied.
     pub replay: bool,
 }
@@ -196,7 +194,7 @@ mod tests {
     use crate::resp::encode_command;
     use crate::target::lane::{Batch, Exception};
 
-    const READING: Reading = Reading { snapshot: false, existing: ExistingKeys::Fail, replay: false };
+    const READING: Reading = Reading { snapshot: false, replay: false };
 
     fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
         let mut bytes = Vec::new();

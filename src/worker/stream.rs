@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::outbox::Outbox;
 use super::route::Router;
 use crate::command::{
-    Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
-    database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
+    Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, database_args,
+    group_transaction, lookup, may_rewrite, rewrite, route, split,
 };
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Span, array_header, bulk};
@@ -448,11 +448,6 @@ impl Stream {
             }
         }
     }
-}
-
-/// True when a replay of this command needs a guard; unknown commands do.
-pub fn is_guarded(args: &Args<'_>) -> bool {
-    lookup(args.name()).is_none_or(|spec| class_of(spec, args) == crate::command::Class::Guarded)
 }
 
 fn append<S>(outbox: &mut Outbox<S>, lane: usize, db: u64, frames: &[u8], count: u32, end: u64) {

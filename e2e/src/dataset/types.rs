@@ -243,7 +243,10 @@ pub(super) fn large(sink: &mut Sink, count: usize, length: usize) -> Result<()> 
             sink.add("large:stream", args!["XADD", "large:stream", "*", "f", item])?;
         }
         sink.add("large:stream", args!["XGROUP", "CREATE", "large:stream", "all", "0"])?;
-        sink.add("large:stream", args!["XREADGROUP", "GROUP", "all", "one", "STREAMS", "large:stream", ">"])?;
+        sink.add(
+            "large:stream",
+            args!["XREADGROUP", "GROUP", "all", "one", "COUNT", "2000", "STREAMS", "large:stream", ">"],
+        )?;
     }
     sink.flush()
 }

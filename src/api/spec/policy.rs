@@ -178,7 +178,8 @@ pub struct SecretSwitch {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FailurePolicy {
-    /// Failed attempts in a row before the migration fails.
+    /// How often shards start over with a full sync after a damaged transfer, before the migration fails.
+    /// Lost connections do not count: they are tried again until `progressDeadlineSeconds`.
     #[schemars(range(min = 0, max = 1000))]
     pub backoff_limit: i64,
     /// Fails when nothing moves for so long; 0: never.

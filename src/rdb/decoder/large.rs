@@ -3,8 +3,9 @@
 use crate::rdb::cursor::{Cursor, Stop, TextHead};
 use crate::rdb::error::Fault;
 use crate::rdb::event::Limits;
+use crate::rdb::layout::Elements;
 use crate::rdb::lzf;
-use crate::rdb::scan::{Elements, Rest, Scan, Until};
+use crate::rdb::scan::{Rest, Scan, Until};
 
 /// A run of elements or string bytes ends once it has this many bytes.
 const RUN: usize = 256 << 10;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::rdb::checksum::crc64;
+use crate::rdb::event::{Event, Items, Run};
 
 /// Snapshots with every type and encoding that the named server writes.
 const SNAPSHOTS: &[(&str, &[u8])] = &[
@@ -227,7 +228,7 @@ fn real_snapshots_decode_whole_with_a_matching_checksum() {
         let seen = whole(snapshot, Limits::default()).unwrap();
         let crc = crc64(&snapshot[..snapshot.len() - 8]);
         assert_eq!(seen.last(), Some(&format!("End {{ crc: Some({crc}) }}")), "{name}");
-        assert!(seen.iter().filter(|event| event.starts_with("Key(")).count() >= 30, "{name}");
+        assert!(seen.iter().filter(|event| event.starts_with("Key(")).count() >= 28, "{name}");
     }
 }
 
@@ -373,15 +374,10 @@ proptest! {
         bytes.extend_from_slice(&SNAPSHOTS[which].1[..end]);
         let mut decoder = Decoder::new(Limits { max_value, ..small() });
         let (mut at, mut idle) = (0, 0);
-        loop {
-            match decoder.next(&bytes[at..]) {
-                Ok(Step::Event { consumed, .. }) => {
-                    idle = if consumed == 0 { idle + 1 } else { 0 };
-                    prop_assert!(idle < 3, "no progress at {at}");
-                    at += consumed;
-                }
-                Ok(Step::NeedMore { .. }) | Err(_) => break,
-            }
+        while let Ok(Step::Event { consumed, .. }) = decoder.next(&bytes[at..]) {
+            idle = if consumed == 0 { idle + 1 } else { 0 };
+            prop_assert!(idle < 3, "no progress at {at}");
+            at += consumed;
         }
     }
 }

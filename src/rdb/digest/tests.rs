@@ -23,6 +23,9 @@ fn values(snapshot: &[u8]) -> (Flavor, Values) {
     }
 }
 
+const NEW: Dialect =
+    Dialect { stream_counters: true, create_consumer: true, field_expiry: true, variadic_hset: true };
+
 const SNAPSHOTS: &[&[u8]] = &[
     include_bytes!("../testdata/redis-2.8.17.rdb"),
     include_bytes!("../testdata/redis-3.0.5.rdb"),
@@ -46,6 +49,10 @@ fn the_same_data_has_the_same_digest_on_every_server() {
             let (other_flavor, theirs) = values(other);
             for (key, (type_byte, value)) in &ours {
                 let Some((other_type, other_value)) = theirs.get(key) else { continue };
+                let expires = |type_byte: &u8| matches!(type_byte, 22 | 24 | 25);
+                if key.starts_with(b"hash:ttl") && expires(type_byte) != expires(other_type) {
+                    continue;
+                }
                 let digest = canonical(*type_byte, value, flavor).unwrap();
                 let other_digest = canonical(*other_type, other_value, other_flavor).unwrap();
                 let name = String::from_utf8_lossy(key);
@@ -62,12 +69,11 @@ fn the_same_data_has_the_same_digest_on_every_server() {
 
 #[test]
 fn every_value_of_every_server_has_commands() {
-    let dialect = Dialect { stream_counters: true, create_consumer: true, field_expiry: true };
     for snapshot in SNAPSHOTS {
         let (flavor, values) = values(snapshot);
         for (key, (type_byte, value)) in values {
             let mut out = Vec::new();
-            assert!(value_to_commands(type_byte, &value, flavor, &key, dialect, &mut out).unwrap() > 0);
+            assert!(value_to_commands(type_byte, &value, flavor, &key, NEW, &mut out).unwrap() > 0);
         }
     }
 }
@@ -126,8 +132,7 @@ proptest! {
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
         cut in any::<prop::sample::Index>(),
     ) {
-        let dialect = Dialect { stream_counters: true, create_consumer: true, field_expiry: true };
-        let (flavor, values) = values(SNAPSHOTS[which]);
+            let (flavor, values) = values(SNAPSHOTS[which]);
         for (type_byte, mut value) in values.into_values().filter(|(_, value)| value.len() < 3000) {
             for (index, byte) in &edits {
                 let at = index.index(value.len());
@@ -137,7 +142,7 @@ proptest! {
             for value in [&value[..], &value[..cut]] {
                 let _ = canonical(type_byte, value, flavor);
                 let mut out = Vec::new();
-                if value_to_commands(type_byte, value, flavor, b"k", dialect, &mut out).is_err() {
+                if value_to_commands(type_byte, value, flavor, b"k", NEW, &mut out).is_err() {
                     prop_assert!(out.is_empty());
                 }
             }
