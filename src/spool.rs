@@ -124,6 +124,8 @@ struct State {
     /// Raised by each `begin`; 0 before the first.
     generation: u64,
     origin: Option<Origin>,
+    /// An RDB comes first in this history.
+    snapshot: bool,
     /// Position of the first stream byte, once the snapshot's end is known.
     stream_at: Option<u64>,
     /// Closed blocks in order of position, without gaps.
@@ -275,6 +277,7 @@ impl SpoolWriter {
         *state = State {
             generation,
             origin: Some(origin),
+            snapshot,
             stream_at: (!snapshot).then_some(0),
             ..State::default()
         };
@@ -333,6 +336,11 @@ impl SpoolWriter {
 
     pub fn gauges(&self) -> SpoolGauges {
         gauges(&self.shared)
+    }
+
+    /// Tells the histories of this spool apart; what the reader has of another is not of this one.
+    pub fn history(&self) -> u64 {
+        self.shared.lock().generation
     }
 
     async fn store(&mut self, open: Open) -> Result<(), SpoolError> {
@@ -431,8 +439,12 @@ fn gauges(shared: &Shared) -> SpoolGauges {
 #[derive(Debug)]
 pub enum Next {
     Block(Block),
-    /// A new history has begun; reading goes on at its position 0.
-    Begun(Origin),
+    /// A new history has begun; reading goes on at its position 0. `snapshot`: an RDB comes first. (The
+    /// id may be another than was asked for: a promoted master goes on with a history under its own.)
+    Begun {
+        origin: Origin,
+        snapshot: bool,
+    },
 }
 
 /// The applier's end; one per spool.
@@ -455,7 +467,7 @@ impl SpoolReader {
     pub async fn next(&mut self) -> Result<Next, SpoolError> {
         loop {
             match self.look()? {
-                Found::Begun(origin) => return Ok(Next::Begun(origin)),
+                Found::Begun { origin, snapshot } => return Ok(Next::Begun { origin, snapshot }),
                 Found::Block(block) => {
                     self.position = block.position + block.bytes.len() as u64;
                     return Ok(Next::Block(block));
@@ -502,9 +514,17 @@ impl SpoolReader {
         self.shared.room.notify_one();
     }
 
-    /// The id under which the source knows the current history.
+    /// The history that is being read, as [`SpoolWriter::history`] counts them.
+    pub fn history(&self) -> u64 {
+        self.generation
+    }
+
+    /// The id under which the source knows the history that is being read; `None` when the writer has
+    /// begun another, whose id says nothing about the places of this one.
     pub fn replication_id(&self) -> Option<String> {
-        self.shared.lock().origin.as_ref().map(|origin| origin.replication_id.clone())
+        let state = self.shared.lock();
+        let origin = state.origin.as_ref().filter(|_| state.generation == self.generation);
+        origin.map(|origin| origin.replication_id.clone())
     }
 
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.
@@ -528,7 +548,7 @@ impl SpoolReader {
         {
             self.generation = state.generation;
             self.position = 0;
-            return Ok(Found::Begun(origin));
+            return Ok(Found::Begun { origin, snapshot: state.snapshot });
         }
         if state.end() <= self.position {
             return Ok(Found::Nothing);
@@ -576,7 +596,7 @@ impl SpoolReader {
 
 enum Found {
     Nothing,
-    Begun(Origin),
+    Begun { origin: Origin, snapshot: bool },
     Block(Block),
     OnDisk { segment: u64, at: u64, position: u64, length: u32, skip: usize, part: Part, arrived: u64 },
 }
@@ -602,7 +622,7 @@ mod tests {
         while found.len() < length {
             match reader.next().await.unwrap() {
                 Next::Block(block) => found.extend_from_slice(&block.bytes),
-                Next::Begun(_) => assert!(found.is_empty()),
+                Next::Begun { .. } => assert!(found.is_empty()),
             }
         }
         found
@@ -661,8 +681,10 @@ mod tests {
         writer.append(b"rdb", 1).await.unwrap();
         writer.start_stream();
         writer.append(b"stream", 2).await.unwrap();
-        let Next::Begun(begun) = reader.next().await.unwrap() else { panic!("not begun") };
-        assert_eq!(begun, origin());
+        let Next::Begun { origin: begun, snapshot } = reader.next().await.unwrap() else {
+            panic!("not begun")
+        };
+        assert_eq!((begun, snapshot), (origin(), true));
         let Next::Block(block) = reader.next().await.unwrap() else { panic!("no block") };
         assert_eq!((block.part, &block.bytes[..]), (Part::Snapshot, &b"rdb"[..]));
         assert_eq!(reader.arrived(4), Some(2));
@@ -673,7 +695,25 @@ mod tests {
         let Next::Block(block) = reader.next().await.unwrap() else { panic!("no block") };
         assert_eq!((block.part, &block.bytes[..]), (Part::Stream { offset: 102 }, &b"ream"[..]));
         writer.begin(origin(), false);
-        assert!(matches!(reader.next().await.unwrap(), Next::Begun(_)));
+        assert!(matches!(reader.next().await.unwrap(), Next::Begun { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_history_is_known_by_its_own_id_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, mut reader) = spool(limits(folder.path(), 1 << 20, 0));
+        writer.begin(origin(), false);
+        let promoted = "b".repeat(40);
+        writer.rename(&promoted);
+        let Next::Begun { origin: begun, snapshot } = reader.next().await.unwrap() else {
+            panic!("not begun")
+        };
+        assert_eq!((begun.replication_id.as_str(), begun.offset, snapshot), (promoted.as_str(), 100, false));
+        assert_eq!((reader.replication_id(), reader.history()), (Some(promoted), writer.history()));
+        // The reader is still at a place of the old history: the new id does not go with it.
+        writer.begin(origin(), true);
+        assert_eq!(reader.replication_id(), None);
+        assert_ne!(reader.history(), writer.history());
     }
 
     #[tokio::test]
@@ -686,7 +726,7 @@ mod tests {
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[1000] ^= 1;
         std::fs::write(&file, bytes).unwrap();
-        assert!(matches!(reader.next().await.unwrap(), Next::Begun(_)));
+        assert!(matches!(reader.next().await.unwrap(), Next::Begun { .. }));
         assert!(matches!(reader.next().await, Err(SpoolError::Corrupt { .. })));
     }
 }

@@ -26,7 +26,7 @@ use crate::command::DynamicTable;
 use crate::connection::{Address, Dialer};
 use crate::rdb::RdbError;
 use crate::resp::frame::FrameError;
-use crate::source::replication::{Replication, ReplicationError};
+use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
 use crate::topology::SlotMap;
@@ -163,7 +163,7 @@ pub async fn run(
         retain: setup.spool.retain,
         folder: setup.spool.folder.join(&setup.file_name),
     });
-    let (acknowledge, acknowledged) = watch::channel(0);
+    let (acknowledge, acknowledged) = watch::channel(Acknowledged::default());
     let received = Arc::new(AtomicU64::new(0));
     let link = Replication {
         dialer: setup.source_dialer.clone(),

@@ -44,7 +44,8 @@ struct Run {
     setups: Vec<WorkerSetup>,
     restarts: u32,
     drain: watch::Sender<bool>,
-    last_progress: (Instant, u64),
+    /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
+    last_progress: (Instant, (u64, u64)),
 }
 
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
@@ -52,36 +53,20 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     state.set(conditions::READY, false, reason::FULL_SYNC, "not in sync yet");
     state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "looking at both sides");
     state.phase(Phase::Preflight, "looking at both sides");
-    let known = match &options.data_dir {
-        Some(data_dir) => checkpoints::load(data_dir, &plan.uid),
-        None => Ok(Checkpoints::default()),
+    let mut stop = options.stop.clone();
+    // Nothing is changed yet on either side.
+    let prepared = tokio::select! {
+        prepared = prepare(&plan, &options, &mut state) => Some(prepared),
+        Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => None,
     };
-    let known = match known {
-        Ok(known) => known,
-        Err(error) => return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string()),
-    };
-    let report = match setup::preflight(&plan, !known.begun).await {
-        Ok(report) => report,
-        Err(MigrationError { reason, message }) => {
-            state.set(conditions::PREFLIGHT_PASSED, false, reason, &message);
-            return failed(&mut state, reason, message);
+    let Prepared { report, setups, temporary: _temporary } = match prepared {
+        Some(Ok(prepared)) => prepared,
+        Some(Err(MigrationError { reason, message })) => return failed(&mut state, reason, message),
+        None => {
+            state.status.message = "stopped before anything was changed".to_owned();
+            state.publish();
+            return Outcome::Stopped;
         }
-    };
-    for warning in &report.warnings {
-        tracing::warn!("{warning}");
-    }
-    state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
-    state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
-    let (folder, _temporary) = match spool_folder(&options, &plan) {
-        Ok(folder) => folder,
-        Err(error) => {
-            let message = format!("no folder for the spool: {error}; give one with --data-dir");
-            return failed(&mut state, reason::PREFLIGHT_FAILED, message);
-        }
-    };
-    let setups = match setup::workers(&plan, &report, &folder, &known).await {
-        Ok(setups) => setups,
-        Err(MigrationError { reason, message }) => return failed(&mut state, reason, message),
     };
     // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
     let begun = Checkpoints { begun: true, ..Checkpoints::default() };
@@ -93,6 +78,35 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     let mut run = Run::start(plan, options, state, report, setups);
     let outcome = run.live().await;
     run.end(outcome).await
+}
+
+/// What there is to know before the first worker starts.
+struct Prepared {
+    report: PreflightReport,
+    setups: Vec<WorkerSetup>,
+    temporary: Option<RemoveFolder>,
+}
+
+async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
+    let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
+    let known = match &options.data_dir {
+        Some(data_dir) => {
+            checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
+        }
+        None => Checkpoints::default(),
+    };
+    let report = setup::preflight(plan, !known.begun).await.inspect_err(|error| {
+        state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
+    })?;
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
+    state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
+    let (folder, temporary) = spool_folder(options, plan)
+        .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
+    let setups = setup::workers(plan, &report, &folder, &known).await?;
+    Ok(Prepared { report, setups, temporary })
 }
 
 /// The folder for segment files; a temporary one is removed with its guard.
@@ -153,7 +167,7 @@ impl Run {
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
-            last_progress: (Instant::now(), 0),
+            last_progress: (Instant::now(), (0, 0)),
         };
         (0..run.setups.len()).for_each(|index| run.start_worker(index));
         run
@@ -267,14 +281,7 @@ impl Run {
             self.state.phase(Phase::IncrementalSync, "in sync; following until stopped");
             self.until(std::future::pending()).await?;
         }
-        let refused = self.state.status.quarantine.commands;
-        if refused > 0 {
-            let message = format!(
-                "{refused} command(s) or key(s) were not taken by the target (status.quarantine): no cutover"
-            );
-            self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
-            return Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message });
-        }
+        self.nothing_refused()?;
         self.wait_for_low_lag().await?;
         self.state.set(
             conditions::CUTOVER_READY,
@@ -302,6 +309,8 @@ impl Run {
         }
         match result {
             Some(Ok(Paused::Drained { millis })) => {
+                // The last commands may have been refused, too.
+                self.nothing_refused()?;
                 self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
                 self.state.status.cutover.completion_time = Some(now());
                 Ok(Outcome::Done)
@@ -318,6 +327,20 @@ impl Run {
             }
             None => Err(Ended::Stop),
         }
+    }
+
+    /// A cutover would lose what the target did not take.
+    fn nothing_refused(&mut self) -> Result<(), Ended> {
+        self.state.gather(&self.shards);
+        let refused = self.state.status.quarantine.commands;
+        if refused == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "{refused} command(s) or key(s) were not taken by the target (status.quarantine): no cutover"
+        );
+        self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
+        Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
     }
 
     async fn wait_for_low_lag(&mut self) -> Result<(), Ended> {
@@ -388,6 +411,7 @@ impl Run {
             let message = format!("shard {} had to be copied again", shard.id);
             self.state.set(conditions::DEGRADED, true, reason::FULL_RESYNC_FORCED, &message);
         }
+        let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
         let moved: u64 = self
             .shards
             .iter()
@@ -399,9 +423,15 @@ impl Run {
                     + numbers.applied_offset.unsigned_abs()
             })
             .sum();
-        let healthy = self.shards.iter().all(|shard| is_in_sync(&shard.numbers(), &shard.link()));
-        if moved != self.last_progress.1 || healthy {
-            self.last_progress = (Instant::now(), moved);
+        let idle = |shard: &Shard| {
+            let numbers = shard.numbers();
+            is_in_sync(&numbers, &shard.link()) && numbers.lag_bytes == 0
+        };
+        // What is replayed time and again is no progress; only a new full sync starts again from 0.
+        if (resyncs, moved) > self.last_progress.1 {
+            self.last_progress = (Instant::now(), (resyncs, moved));
+        } else if self.shards.iter().all(idle) {
+            self.last_progress.0 = Instant::now();
         }
         let policy = self.plan.failure_policy;
         let deadline = Duration::from_secs(policy.progress_deadline_seconds);

@@ -3,10 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::state::Shard;
-use super::verification::settle;
+use super::verification::{caught_up, source_offset};
 use crate::api::plan::CutoverPlan;
-use crate::connection::ConnectionError;
+use crate::connection::{Address, Connection, ConnectionError};
 use crate::resp::Reply;
+use crate::topology::{ServerInfo, ServerRole, server_info};
+
+/// Replicas of replicas of a master; more is hardly ever met.
+const LONGEST_CHAIN: usize = 5;
 
 /// How a cutover's pause ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,29 +28,69 @@ pub async fn drain(
     plan: &CutoverPlan,
     cannot: &mut Vec<String>,
 ) -> Result<Paused, ConnectionError> {
-    let limit = Duration::from_secs(plan.pause_timeout_seconds);
-    let began = Instant::now();
     let mut paused = Vec::new();
-    if plan.pause_source_writes {
-        for shard in shards {
-            let mut connection = shard.dialer.connect(&shard.source).await?;
-            let millis = limit.as_millis().to_string();
-            match connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await? {
-                Reply::Error(text) => {
-                    let text = String::from_utf8_lossy(&text);
-                    cannot.push(format!("{} cannot pause writes: {text}", shard.source));
-                }
-                _ => paused.push(connection),
+    let result = pause_and_wait(shards, plan, &mut paused, cannot).await;
+    if !matches!(result, Ok(Paused::Drained { .. })) {
+        for connection in &mut paused {
+            if let Err(error) = connection.call(&[b"CLIENT", b"UNPAUSE"]).await {
+                tracing::warn!(%error, "writes stay paused until the pause lapses");
             }
         }
     }
-    let margin = limit.saturating_sub(began.elapsed());
-    if tokio::time::timeout(margin, settle(shards)).await.is_ok() {
-        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        return Ok(Paused::Drained { millis });
+    result
+}
+
+async fn pause_and_wait(
+    shards: &[Shard],
+    plan: &CutoverPlan,
+    paused: &mut Vec<Connection>,
+    cannot: &mut Vec<String>,
+) -> Result<Paused, ConnectionError> {
+    let limit = Duration::from_secs(plan.pause_timeout_seconds);
+    let began = Instant::now();
+    let mut writers = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let writer = writer(shard).await;
+        if !plan.pause_source_writes {
+            writers.push(writer.unwrap_or_else(|_| shard.source.clone()));
+            continue;
+        }
+        let writer = writer?;
+        let mut connection = shard.dialer.connect(&writer).await?;
+        let millis = limit.as_millis().to_string();
+        match connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await? {
+            Reply::Error(text) => {
+                let text = String::from_utf8_lossy(&text);
+                cannot.push(format!("{writer} cannot pause writes: {text}"));
+            }
+            _ => paused.push(connection),
+        }
+        writers.push(writer);
     }
-    for connection in &mut paused {
-        connection.call(&[b"CLIENT", b"UNPAUSE"]).await?;
+    let drained = async {
+        for (shard, writer) in shards.iter().zip(&writers) {
+            caught_up(shard, source_offset(shard, writer).await).await;
+        }
+    };
+    if tokio::time::timeout(limit.saturating_sub(began.elapsed()), drained).await.is_err() {
+        return Ok(Paused::TimedOut);
     }
-    Ok(Paused::TimedOut)
+    Ok(Paused::Drained { millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// The server that takes the shard's writes: the one that is read from may be its replica, or a replica
+/// of that. All have the same offsets.
+async fn writer(shard: &Shard) -> Result<Address, ConnectionError> {
+    let mut address = shard.source.clone();
+    for _ in 0..LONGEST_CHAIN {
+        match server_info(&shard.dialer, &address).await {
+            Ok(ServerInfo { role: ServerRole::Replica, master: Some(master), .. }) => {
+                address = shard.dialer.reachable(&master.or_host_of(&address));
+            }
+            Ok(_) => break,
+            Err(error) if error.server_text().is_some() && !error.is_transient() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(address)
 }

@@ -21,38 +21,44 @@ use crate::verify::{
     CHUNK_ABOVE, Deployment, NodeShare, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress,
     VerifyReport, verify,
 };
-use crate::worker::ShardPhase;
+use crate::worker::{Numbers, ShardPhase};
 
 const SAMPLES: usize = 20;
 
 /// Waits until everything that the sources had written when this was called stands on the target.
 pub async fn settle(shards: &[Shard]) {
     for shard in shards {
-        let offset = source_offset(shard).await;
-        let mut numbers = shard.progress.numbers.subscribe();
-        // An error means that the worker is gone: its own result says why.
-        let _ = numbers
-            .wait_for(|numbers| {
-                numbers.stopped
-                    || (numbers.phase == ShardPhase::IncrementalSync
-                        && match offset {
-                            Some(offset) => numbers.applied_offset >= offset,
-                            None => numbers.lag_bytes == 0,
-                        })
-            })
-            .await;
+        let offset = source_offset(shard, &shard.source).await;
+        caught_up(shard, offset).await;
     }
 }
 
-/// The source's replication offset now. `None`: it does not let us ask, or it is a SYNC source, whose
+/// Waits until the target has everything of this shard up to `offset` (`None`: everything received). Does
+/// not end when the worker is over, which has not settled anything: those who watch the workers see that.
+pub async fn caught_up(shard: &Shard, offset: Option<i64>) {
+    let reached = |numbers: &Numbers| {
+        let reached = match offset {
+            Some(offset) => numbers.applied_offset >= offset,
+            None => numbers.lag_bytes == 0,
+        };
+        // After a new full resync, an offset of the history before says nothing.
+        let same_history =
+            || shard.link().origin.is_some_and(|origin| origin.replication_id == numbers.replication_id);
+        !numbers.stopped && numbers.phase == ShardPhase::IncrementalSync && reached && same_history()
+    };
+    // The shard holds the sender, so that there is no error.
+    let _ = shard.progress.numbers.subscribe().wait_for(reached).await;
+}
+
+/// The replication offset of `server` now. `None`: it does not let us ask, or it is a SYNC source, whose
 /// offsets are not ours; then what was received has to do.
-async fn source_offset(shard: &Shard) -> Option<i64> {
+pub async fn source_offset(shard: &Shard, server: &Address) -> Option<i64> {
     let mut backoff = Backoff::default();
     loop {
         if shard.link().origin.is_some_and(|origin| origin.is_unnamed()) {
             return None;
         }
-        match server_info(&shard.dialer, &shard.source).await {
+        match server_info(&shard.dialer, server).await {
             Ok(info) => return Some(info.offset),
             Err(error) if error.is_transient() => backoff.wait().await,
             Err(error) => {

@@ -94,6 +94,16 @@ pub struct LinkState {
     pub last_error: String,
 }
 
+/// What the target has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Which of the spool's histories `offset` is of. A master never takes an acknowledgement back, so
+    /// that an offset of the history before must not reach the next one.
+    pub history: u64,
+    /// Replication offset up to which all stands on the target; 0 until the snapshot does.
+    pub offset: i64,
+}
+
 pub struct Replication {
     pub dialer: Dialer,
     pub address: Address,
@@ -104,8 +114,7 @@ pub struct Replication {
     pub allow_full_resync: bool,
     /// A link of this run was there before: a full resync is not the first.
     pub restarted: bool,
-    /// Offset up to which the target has acknowledged; 0 until the snapshot stands.
-    pub acknowledged: watch::Receiver<i64>,
+    pub acknowledged: watch::Receiver<Acknowledged>,
     pub state: watch::Sender<LinkState>,
     /// Bytes received, RDB and stream.
     pub received: Arc<AtomicU64>,
@@ -178,6 +187,9 @@ impl Replication {
         self.set_phase(LinkPhase::Waiting);
         let line = if matches!(ask, Ask::Sync) { Vec::new() } else { link.line().await? };
         match answer(&line, &ask) {
+            Answer::Continue(_) if matches!(ask, Ask::PsyncFull) => {
+                return Err(link.bad("a partial resync that was not asked for", &line));
+            }
             Answer::Continue(id) => {
                 if history.is_none()
                     && let Some(origin) = self.resume.clone()
@@ -389,6 +401,7 @@ impl Link {
     ) -> Result<(), ReplicationError> {
         let mut ack_timer = tokio::time::interval(ACK_PERIOD);
         ack_timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heard = tokio::time::Instant::now();
         loop {
             while !self.buffer.is_empty() {
                 let split = splitter.split(&self.buffer);
@@ -400,6 +413,8 @@ impl Link {
                 if split.ended {
                     return Ok(());
                 }
+                // Not before the spool took it, which may be what was waited for.
+                heard = tokio::time::Instant::now();
             }
             self.buffer.clear();
             tokio::select! {
@@ -407,6 +422,10 @@ impl Link {
                 _ = ack_timer.tick() => {
                     // Nothing stands on the target yet, but a silent replica would be dropped.
                     self.write.write_all(&ack_frame(0)).await.map_err(|source| self.io(source))?;
+                    // Each acknowledgement starts the wait for bytes anew, and with it its own time limit.
+                    if heard.elapsed() > SILENCE {
+                        return Err(ReplicationError::Silent { address: self.address.clone() });
+                    }
                 }
                 read = self.read_more("in the middle of the RDB") => read?,
             }
@@ -417,8 +436,9 @@ impl Link {
     async fn stream(
         mut self,
         spool: &mut SpoolWriter,
-        acknowledged: watch::Receiver<i64>,
+        acknowledged: watch::Receiver<Acknowledged>,
     ) -> Result<Infallible, ReplicationError> {
+        let history = spool.history();
         let pending = self.buffer.split();
         self.received.fetch_add(pending.len() as u64, Ordering::Relaxed);
         spool.append(&pending, unix_millis()).await?;
@@ -441,7 +461,7 @@ impl Link {
         };
         tokio::select! {
             ended = read_loop => ended,
-            source = acknowledge(&mut write, acknowledged) => Err(ReplicationError::Io { address: address.clone(), source }),
+            source = acknowledge(&mut write, acknowledged, history) => Err(ReplicationError::Io { address: address.clone(), source }),
         }
     }
 
@@ -468,11 +488,13 @@ impl Link {
 /// its RDB without a file starts the stream only on such an acknowledgement, so the first go at once.
 async fn acknowledge(
     write: &mut WriteHalf<Stream>,
-    mut acknowledged: watch::Receiver<i64>,
+    mut acknowledged: watch::Receiver<Acknowledged>,
+    history: u64,
 ) -> std::io::Error {
     let mut early = 10u32;
     loop {
-        let offset = *acknowledged.borrow_and_update();
+        let last = *acknowledged.borrow_and_update();
+        let offset = if last.history == history { last.offset } else { 0 };
         if let Err(error) = write.write_all(&ack_frame(offset)).await {
             return error;
         }

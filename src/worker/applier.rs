@@ -23,6 +23,7 @@ use crate::rdb::{Decoder, Dialect, Event, Limits, Step};
 use crate::resp::Args;
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::slot::SlotRanges;
+use crate::source::replication::Acknowledged;
 use crate::spool::{Block, Next, Origin, Part, SpoolReader};
 use crate::target::lane::Lane;
 use crate::topology::{Role, discover};
@@ -64,7 +65,7 @@ pub(super) struct Applier {
     setup: WorkerSetup,
     router: Router,
     reader: SpoolReader,
-    acknowledge: watch::Sender<i64>,
+    acknowledge: watch::Sender<Acknowledged>,
     progress: Arc<ShardProgress>,
     outbox: Outbox<Place>,
     rules: SnapshotRules,
@@ -122,7 +123,7 @@ impl Applier {
         setup: WorkerSetup,
         router: Router,
         reader: SpoolReader,
-        acknowledge: watch::Sender<i64>,
+        acknowledge: watch::Sender<Acknowledged>,
         progress: Arc<ShardProgress>,
     ) -> Self {
         let target = setup.target_version;
@@ -289,7 +290,10 @@ impl Applier {
     /// Back to the last place that stands on the target; the lanes are opened anew.
     fn rewind(&mut self) {
         self.replay_until = self.replay_until.max(self.position());
-        self.outbox.rewind(matches!(self.work, Work::Stream(_)));
+        let in_stream = matches!(self.stands.stage, Stage::Stream(_));
+        // The keys of a snapshot are written again: what the stream did to them since must follow again.
+        self.outbox.rewind(in_stream);
+        self.rules.replay = !in_stream;
         self.troubles.clear();
         self.lost = None;
         self.go_on_from_stands();
@@ -342,7 +346,7 @@ impl Applier {
                     self.advance();
                 }
                 next = self.reader.next() => match next.map_err(WorkerError::from)? {
-                    Next::Begun(origin) => self.begin(origin)?,
+                    Next::Begun { origin, snapshot } => self.begin(origin, snapshot)?,
                     Next::Block(block) => self.take_block(&block).await?,
                 },
                 _ = publish.tick() => self.publish(),
@@ -352,29 +356,27 @@ impl Applier {
 
     /// A new history: whatever was in progress is void. Batches under way are still answered; their
     /// keys are written again.
-    fn begin(&mut self, origin: Origin) -> Result<(), WorkerError> {
-        let again = self.origin.is_some()
+    fn begin(&mut self, origin: Origin, snapshot: bool) -> Result<(), WorkerError> {
+        // A history that broke off before anything was sent leaves nothing on the target.
+        let again = self.outbox.batches > 0
             || self.setup.resume.is_some()
             || self.setup.restarted
             || self.setup.own_keys;
-        let resumed = self.setup.resume.as_ref().filter(|checkpoint| {
-            self.origin.is_none()
-                && checkpoint.offset == origin.offset
-                && checkpoint.replication_id == origin.replication_id
-        });
+        let resumed = self.setup.resume.as_ref().filter(|_| !snapshot);
         self.stands = Place { position: 0, stage: self.first_stage(), keys: 0, commands: 0 };
         self.rules.replay = false;
         self.replay_until = 0;
         self.stream_at = None;
+        self.stream_db = 0;
         self.numbers.keys_total = 0;
         self.numbers.snapshot_read = 0;
         if let Some(checkpoint) = resumed {
             self.stream_at = Some(0);
             self.offset_shift = origin.offset;
             self.stands.stage = Stage::Stream(StreamPlace { db: checkpoint.db });
-            self.acknowledge.send_replace(origin.offset);
+            self.acknowledge(origin.offset);
         } else {
-            self.acknowledge.send_replace(0);
+            self.acknowledge(0);
             if again {
                 if self.setup.existing_keys == ExistingKeys::Skip {
                     return Err(WorkerError::Target(format!(
@@ -388,6 +390,9 @@ impl Applier {
         }
         self.origin = Some(origin);
         self.outbox.begin();
+        for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
+            self.outbox.answered(lane, batch);
+        }
         self.go_on_from_stands();
         Ok(())
     }
@@ -782,7 +787,7 @@ impl Applier {
         self.reader.applied(place.position);
         if let Stage::Stream(_) = place.stage {
             let first = matches!(self.stands.stage, Stage::Snapshot { .. });
-            self.acknowledge.send_replace(place.position as i64 + self.offset_shift);
+            self.acknowledge(place.position as i64 + self.offset_shift);
             self.stands = place;
             if first {
                 self.publish();
@@ -790,6 +795,10 @@ impl Applier {
         } else {
             self.stands = place;
         }
+    }
+
+    fn acknowledge(&self, offset: i64) {
+        self.acknowledge.send_replace(Acknowledged { history: self.reader.history(), offset });
     }
 
     fn refuse(&mut self, db: u64, refusal: Refusal) -> Result<(), WorkerError> {
@@ -851,8 +860,7 @@ impl Applier {
         self.publish();
         let checkpoint = match (&self.stands.stage, &self.origin) {
             (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
-                // The link may have been renamed since the history began.
-                replication_id: self.reader.replication_id().unwrap_or_default(),
+                replication_id: self.replication_id(),
                 offset: self.stands.position as i64 + self.offset_shift,
                 db: place.db,
             }),
@@ -861,8 +869,15 @@ impl Applier {
         Stopped { checkpoint }
     }
 
+    /// Of the history that the applier is in, which the link may have left already, or renamed.
+    fn replication_id(&self) -> String {
+        let begun = || self.origin.as_ref().map(|origin| origin.replication_id.clone());
+        self.reader.replication_id().or_else(begun).unwrap_or_default()
+    }
+
     fn publish(&mut self) {
         let spool = self.reader.gauges();
+        let replication_id = self.replication_id();
         let numbers = &mut self.numbers;
         numbers.keys = self.stands.keys;
         numbers.commands = self.stands.commands;
@@ -870,7 +885,7 @@ impl Applier {
         numbers.spool_memory = spool.memory_bytes;
         numbers.spool_disk = spool.disk_bytes;
         numbers.spool_full = spool.full;
-        numbers.replication_id = self.reader.replication_id().unwrap_or_default();
+        numbers.replication_id = replication_id;
         numbers.snapshot_read = self.stream_at.unwrap_or(self.base + self.at as u64);
         numbers.phase = match (&self.stands.stage, &self.origin) {
             (_, None) => ShardPhase::Pending,
