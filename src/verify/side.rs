@@ -45,6 +45,13 @@ pub(super) async fn back_off(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(millis)).await;
 }
 
+/// True for an error reply that says something about the value. All others concern the node or our
+/// rights: two sides that refuse the same command must not pass for equal.
+pub(super) fn is_answer(text: &[u8]) -> bool {
+    // A consumer group that is gone by now.
+    text.starts_with(b"NOGROUP") || ReplyVerdict::of(text) == ReplyVerdict::WrongType
+}
+
 pub(super) struct Side {
     pub deployment: Deployment,
     /// Replaced as a whole when slots moved; held for a clone of the pointer only.
@@ -200,9 +207,17 @@ impl Links {
         self.detours.clear();
     }
 
+    /// For a reply about `key` that is of another kind than `command` has.
+    pub fn unexpected(&self, key: &[u8], command: &'static str) -> VerifyError {
+        match self.layout.nodes.get(self.node_of(key)) {
+            Some(node) => VerifyError::Unexpected { address: node.address.clone(), command },
+            None => VerifyError::NoNode,
+        }
+    }
+
     /// One command about `key` to whoever holds it now; follows redirections, waits out states that
-    /// pass, reconnects. `read` turns the reply into a value; an error reply it sees is WRONGTYPE
-    /// or an unknown command.
+    /// pass, reconnects. `read` turns the reply into a value; an error reply it sees is one that
+    /// [`is_answer`] lets through.
     pub async fn ask<T: Send>(
         &mut self,
         key: &[u8],
@@ -278,12 +293,8 @@ impl Links {
                 let verdict = ReplyVerdict::of(text);
                 match verdict.next() {
                     Next::Reroute | Next::RetryLater => return Ok(Err(verdict)),
-                    _ => match verdict {
-                        ReplyVerdict::WrongType | ReplyVerdict::UnknownCommand => {
-                            return Ok(Ok(read(Frame::Error(text))));
-                        }
-                        _ => text.to_vec(),
-                    },
+                    _ if is_answer(text) => return Ok(Ok(read(Frame::Error(text)))),
+                    _ => text.to_vec(),
                 }
             }
             frame => return Ok(Ok(read(frame))),
