@@ -83,6 +83,9 @@ impl Pair<'_> {
             if self.differs(&range).await? {
                 return Ok(Some(format!("value, near byte {start}")));
             }
+            if self.unsettled > MAX_UNSETTLED {
+                return Ok(None);
+            }
         }
         self.length("string").await
     }
@@ -168,10 +171,11 @@ impl Pair<'_> {
             if self.differs_from(&page.print, &question).await? {
                 return Ok(Some(format!("entries from {}", start.escape_ascii())));
             }
-            start = after(&page.last);
             if self.unsettled > MAX_UNSETTLED {
                 return Ok(None);
             }
+            let Some(next) = after(&page.last) else { break };
+            start = next;
         }
         let question = Question::inner(b"XINFO", b"STREAM", Reading::StreamInfo);
         if self.differs(&question).await? {
@@ -202,9 +206,9 @@ impl Pair<'_> {
             if self.differs_from(&page.print, &question).await? {
                 return Ok(Some("pending entries of a group".into()));
             }
-            start = after(&page.last);
-            if self.unsettled > MAX_UNSETTLED {
-                return Ok(None);
+            match after(&page.last) {
+                Some(next) if self.unsettled <= MAX_UNSETTLED => start = next,
+                _ => return Ok(None),
             }
         }
     }

@@ -48,8 +48,10 @@ pub(super) async fn back_off(attempt: u32) {
 /// True for an error reply that says something about the value. All others concern the node or our
 /// rights: two sides that refuse the same command must not pass for equal.
 pub(super) fn is_answer(text: &[u8]) -> bool {
-    // A consumer group that is gone by now.
-    text.starts_with(b"NOGROUP") || ReplyVerdict::of(text) == ReplyVerdict::WrongType
+    // A consumer group or, to XINFO, a key that is gone by now.
+    text.starts_with(b"NOGROUP")
+        || text.starts_with(b"ERR no such key")
+        || ReplyVerdict::of(text) == ReplyVerdict::WrongType
 }
 
 pub(super) struct Side {
@@ -366,6 +368,17 @@ mod tests {
 
     fn node(port: u16, slots: RangeInclusive<u16>) -> NodeShare {
         NodeShare { address: Address { host: "h".into(), port }, slots: vec![slots], replica: false }
+    }
+
+    #[test]
+    fn only_what_is_said_about_a_value_is_an_answer() {
+        for text in ["WRONGTYPE Operation against", "NOGROUP No such key", "ERR no such key"] {
+            assert!(is_answer(text.as_bytes()), "{text}");
+        }
+        for text in ["ERR unknown command 'DUMP'", "NOPERM this user", "LOADING", "MOVED 1 a:1", "ERR other"]
+        {
+            assert!(!is_answer(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

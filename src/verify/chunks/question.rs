@@ -139,17 +139,15 @@ fn last_id(frame: Frame<'_>) -> Option<Vec<u8>> {
     Some(last?.next_bulk().ok()??.to_vec())
 }
 
-/// The smallest id behind `id`; exclusive ranges are known from 6.2 only.
-pub(super) fn after(id: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(id);
-    let (ms, seq) = text.split_once('-').unwrap_or((&text, "0"));
-    let ms: u64 = ms.parse().unwrap_or(u64::MAX);
-    let seq: u64 = seq.parse().unwrap_or(u64::MAX);
-    match seq.checked_add(1) {
+/// The smallest id behind `id`, `None` behind the greatest; exclusive ranges are known from 6.2 only.
+pub(super) fn after(id: &[u8]) -> Option<Vec<u8>> {
+    let (ms, seq) = std::str::from_utf8(id).ok()?.split_once('-')?;
+    let (ms, seq): (u64, u64) = (ms.parse().ok()?, seq.parse().ok()?);
+    let next = match seq.checked_add(1) {
         Some(seq) => format!("{ms}-{seq}"),
-        None => format!("{}-0", ms.saturating_add(1)),
-    }
-    .into_bytes()
+        None => format!("{}-0", ms.checked_add(1)?),
+    };
+    Some(next.into_bytes())
 }
 
 #[cfg(test)]
@@ -158,8 +156,10 @@ mod tests {
 
     #[test]
     fn ids_are_followed() {
-        assert_eq!(after(b"5-7"), b"5-8");
-        assert_eq!(after(format!("5-{}", u64::MAX).as_bytes()), b"6-0");
+        assert_eq!(after(b"5-7").unwrap(), b"5-8");
+        assert_eq!(after(format!("5-{}", u64::MAX).as_bytes()).unwrap(), b"6-0");
+        // Nothing can follow; beginning again would never end.
+        assert_eq!(after(format!("{}-{}", u64::MAX, u64::MAX).as_bytes()), None);
         let reply = b"*2\r\n*2\r\n$3\r\n1-1\r\n*0\r\n*2\r\n$3\r\n1-2\r\n*0\r\n";
         let (frame, _) = Frame::parse(reply).unwrap();
         assert_eq!(last_id(frame), Some(b"1-2".to_vec()));
