@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::direct::Direct;
 use super::outbox::{Heard, Outbox, Trouble};
 use super::progress::{Numbers, Quarantined, ShardPhase, ShardProgress};
-use super::repair::{Findings, Reading, Refusal, examine};
+use super::repair::{Fatal, Findings, Reading, Refusal, examine};
 use super::route::Router;
 use super::snapshot::{Applied, SnapshotRules, Staged};
 use super::stream::{Barrier, Moment, Stream, StreamPlace, StreamRules, Taken};
@@ -36,6 +36,8 @@ const MARK_BYTES: u64 = 256 << 10;
 const OTHERS: Duration = Duration::from_secs(2);
 /// How often numbers are published while nothing else prompts it.
 const PUBLISH: Duration = Duration::from_millis(100);
+/// Refusals that are logged one by one; of more, the 2nd, 4th, 8th and so on.
+const LOGGED_REFUSALS: u64 = 100;
 /// A drain gives up waiting for the target after this long; what is not acknowledged is replayed later.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -102,6 +104,8 @@ pub(super) struct Applier {
     replay_until: u64,
     numbers: Numbers,
     moment: Moment,
+    /// When the numbers were published last, Unix ms.
+    published: u64,
     spans: Vec<crate::resp::Span>,
 }
 
@@ -181,6 +185,7 @@ impl Applier {
             replay_until: 0,
             numbers: Numbers::default(),
             moment: Moment { arrived: 0, now: 0 },
+            published: 0,
             spans: Vec::new(),
             setup,
         }
@@ -419,6 +424,10 @@ impl Applier {
         }
         if self.position() - self.marked >= MARK_BYTES && self.may_send() {
             self.flush().await?;
+        }
+        // While there is always another block at hand, the timer is never looked at.
+        if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
+            self.publish();
         }
         Ok(())
     }
@@ -680,11 +689,16 @@ impl Applier {
 
     fn settle_findings(&mut self, trouble: &Trouble, findings: Findings) -> Result<(), WorkerError> {
         let Findings { retry: _, refused, existing, fatal } = findings;
-        if let Some(text) = fatal {
+        if let Some(fatal) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
-            return Err(WorkerError::Denied(format!(
-                "{address}: {text}; give the target user the permissions that the README lists"
-            )));
+            return Err(match fatal {
+                Fatal::Denied(text) => WorkerError::Denied(format!(
+                    "{address}: {text}; give the target user the permissions that the README lists"
+                )),
+                Fatal::NoDatabase { db, error } => WorkerError::Target(format!(
+                    "{address}: no database {db}: {error}; give the target more databases or set databaseMap"
+                )),
+            });
         }
         if let Some(key) = existing.first()
             && self.setup.existing_keys == ExistingKeys::Fail
@@ -805,10 +819,12 @@ impl Applier {
         self.numbers.quarantined += 1;
         let count = self.numbers.quarantined;
         let last = format!("{}: {}", refusal.command, refusal.error);
-        tracing::warn!(
-            shard = %self.setup.shard, command = %refusal.command, error = %refusal.error,
-            key = %String::from_utf8_lossy(&refusal.key), "set aside: the target does not take it"
-        );
+        if count <= LOGGED_REFUSALS || count.is_power_of_two() {
+            tracing::warn!(
+                shard = %self.setup.shard, count, command = %refusal.command, error = %refusal.error,
+                key = %String::from_utf8_lossy(&refusal.key), "set aside: the target does not take it"
+            );
+        }
         self.progress.quarantine(Quarantined { offset: self.offset(), db, refusal });
         if count > self.setup.max_quarantined {
             return Err(WorkerError::TooManyRefused { shard: self.setup.shard.clone(), count, last });
@@ -832,7 +848,7 @@ impl Applier {
     fn may_send(&self) -> bool {
         match &self.work {
             Work::Snapshot { .. } => true,
-            Work::Stream(stream) => self.router.is_cluster() || !stream.in_transaction(),
+            Work::Stream(stream) => self.router.is_cluster() || stream.may_part(),
         }
     }
 
@@ -905,6 +921,7 @@ impl Applier {
             numbers.received_offset = 0;
         }
         self.progress.numbers.send_replace(numbers.clone());
+        self.published = self.moment.now;
     }
 }
 
