@@ -336,6 +336,9 @@ impl Applier {
                 self.flush().await?;
                 continue;
             }
+            if self.outbox.is_idle() {
+                self.reader.starves();
+            }
             tokio::select! {
                 biased;
                 asked = asked(drain), if may_drain => match asked {
