@@ -27,17 +27,18 @@ deny: setup ## licences, banned and doubled crates, sources
 	cargo fetch --locked --quiet
 	"$(REDIS_MIGRATION_CACHE)/bin/cargo-deny" --offline --locked --workspace check --hide-inclusion-graph bans licenses sources
 
+# Always the whole workspace: with one package alone, dependencies are built a second time with other features.
 unit: ## unit and property tests
-	cargo test --locked -p redis-migration
+	cargo test --locked --workspace --lib --bins
 
 e2e: setup ## integration tests against real servers
-	cargo build --locked -p redis-migration
-	cargo test --locked -p e2e
+	cargo build --locked --workspace
+	cargo test --locked --workspace --test "*"
 
 demo: setup ## a live migration to look at: standalone Redis to a 3-node cluster
-	cargo build --locked --release -p redis-migration -p e2e --bin redis-migration --bin demo
+	cargo build --locked --release --workspace
 	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/demo"
 
 bench: setup ## the figures, beside the limits measured in the same run
-	cargo build --locked --release -p redis-migration -p e2e --bin redis-migration --bin bench
+	cargo build --locked --release --workspace
 	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/bench" $(BENCH)

@@ -159,7 +159,7 @@ mod tests {
         );
         assert_eq!(
             run_summary("orders", &Status::default(), &Outcome::Stopped, Duration::from_millis(20)),
-            "orders: stopped after 20 ms, checkpoint kept\n"
+            "orders: stopped after 20 ms\n"
         );
     }
 
