@@ -875,7 +875,8 @@ impl Applier {
         Place { position, stage, keys: self.keys, commands: self.commands }
     }
 
-    fn stopped(&mut self) -> Stopped {
+    /// Where things stand, for another run.
+    pub fn stopped(&mut self) -> Stopped {
         self.publish();
         let checkpoint = match (&self.stands.stage, &self.origin) {
             (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
@@ -883,6 +884,8 @@ impl Applier {
                 offset: self.stands.position as i64 + self.offset_shift,
                 db: place.db,
             }),
+            // Nothing has begun: an earlier run's place is still the one to go on from.
+            (_, None) => self.setup.resume.clone(),
             _ => None,
         };
         Stopped { checkpoint }
