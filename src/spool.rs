@@ -11,13 +11,14 @@ mod segment;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use segment::{SegmentReader, SegmentWriter, segment_path};
+use segment::{SegmentReader, SegmentWriter, remove_segments, segment_path};
 
 /// Bytes of one block: one write to disk, one hand-over to the applier.
 const BLOCK: usize = 256 << 10;
@@ -98,15 +99,20 @@ pub struct SpoolGauges {
     pub full: bool,
 }
 
-/// Creates an empty spool.
+/// Segments are numbered through the life of the process, so that the late removal of one cannot meet
+/// another of its name.
+static NEXT_SEGMENT: AtomicU64 = AtomicU64::new(1);
+
+/// Creates an empty spool. Segment files that a killed run left in the folder are removed.
 pub fn spool(limits: SpoolLimits) -> (SpoolWriter, SpoolReader) {
+    remove_segments(&limits.folder);
     let shared = Arc::new(Shared {
         limits,
         state: Mutex::new(State::default()),
         data: Notify::new(),
         room: Notify::new(),
     });
-    let writer = SpoolWriter { shared: Arc::clone(&shared), segment: None, next_segment: 0 };
+    let writer = SpoolWriter { shared: Arc::clone(&shared), segment: None };
     (writer, SpoolReader { shared, generation: 0, position: 0, segments: SegmentReader::default() })
 }
 
@@ -135,6 +141,8 @@ struct State {
     memory: u64,
     disk: u64,
     full: bool,
+    /// One block may pass the limits.
+    may_pass: bool,
     /// The segment that is still written; its file outlives its entries.
     writing: Option<u64>,
 }
@@ -186,10 +194,7 @@ impl State {
             }
             Place::Disk { segment, .. } => {
                 self.disk -= u64::from(entry.length);
-                let last = !self
-                    .entries
-                    .iter()
-                    .any(|other| matches!(other.place, Place::Disk { segment: id, .. } if id == segment));
+                let last = self.writing != Some(segment) && !self.holds(segment);
                 Freed::Disk { finished: last.then_some(segment) }
             }
         })
@@ -201,6 +206,30 @@ impl State {
             .any(|entry| matches!(entry.place, Place::Disk { segment: id, .. } if id == segment))
     }
 
+    fn next_spill(&mut self, limits: &SpoolLimits, finished: &mut Vec<u64>) -> Spill {
+        loop {
+            if self.memory <= limits.memory {
+                self.full = false;
+                return Spill::Fits;
+            }
+            match self.drop_applied_front() {
+                Some(Freed::Memory) => continue,
+                Some(Freed::Disk { finished: segment }) => {
+                    finished.extend(segment);
+                    continue;
+                }
+                None => {}
+            }
+            let newest = self.entries.iter().rev().find_map(|entry| match &entry.place {
+                Place::Memory(bytes) => Some((entry.position, bytes.clone())),
+                Place::Disk { .. } => None,
+            });
+            let Some((position, bytes)) = newest else { return Spill::Fits };
+            self.full = self.disk + bytes.len() as u64 > limits.disk && !std::mem::take(&mut self.may_pass);
+            return if self.full { Spill::Full } else { Spill::Block { position, bytes } };
+        }
+    }
+
     fn push_memory(&mut self, open: Open) {
         self.memory += open.bytes.len() as u64;
         self.entries.push_back(Entry {
@@ -210,6 +239,16 @@ impl State {
             place: Place::Memory(Bytes::from(open.bytes)),
         });
     }
+}
+
+enum Spill {
+    Fits,
+    /// Neither memory nor disk has room.
+    Full,
+    Block {
+        position: u64,
+        bytes: Bytes,
+    },
 }
 
 enum Freed {
@@ -257,7 +296,6 @@ impl Drop for Shared {
 pub struct SpoolWriter {
     shared: Arc<Shared>,
     segment: Option<SegmentWriter>,
-    next_segment: u64,
 }
 
 impl SpoolWriter {
@@ -308,10 +346,11 @@ impl SpoolWriter {
         self.shared.data.notify_one();
     }
 
-    /// Appends bytes that arrived at `now` (Unix ms). Waits while memory and disk are full.
+    /// Appends bytes that arrived at `now` (Unix ms). Waits while memory and disk are full. When it is
+    /// cancelled, what was taken by then is in the spool, and the rest is not.
     pub async fn append(&mut self, mut bytes: &[u8], now: u64) -> Result<(), SpoolError> {
         while !bytes.is_empty() {
-            let full = {
+            let over = {
                 let mut state = self.shared.lock();
                 let position = state.end();
                 let open = state.open.get_or_insert_with(|| Open {
@@ -324,11 +363,15 @@ impl SpoolWriter {
                 open.bytes.extend_from_slice(now_part);
                 bytes = later;
                 let close = open.bytes.len() >= BLOCK || now.saturating_sub(open.arrived) > BLOCK_MILLIS;
-                if close { state.open.take() } else { None }
+                if close && let Some(open) = state.open.take() {
+                    state.push_memory(open);
+                }
+                // The reader closes blocks as well.
+                state.memory > self.shared.limits.memory
             };
-            match full {
-                Some(open) => self.store(open).await?,
-                None => self.shared.data.notify_one(),
+            self.shared.data.notify_one();
+            if over {
+                self.spill().await?;
             }
         }
         Ok(())
@@ -343,84 +386,48 @@ impl SpoolWriter {
         self.shared.lock().generation
     }
 
-    async fn store(&mut self, open: Open) -> Result<(), SpoolError> {
-        let length = open.bytes.len() as u64;
-        let mut finished = Vec::new();
-        let fits = {
-            let mut state = self.shared.lock();
-            while state.memory + length > self.shared.limits.memory {
-                match state.drop_applied_front() {
-                    Some(Freed::Memory) => {}
-                    Some(Freed::Disk { finished: segment }) => finished.extend(segment),
-                    None => break,
-                }
-            }
-            state.memory + length <= self.shared.limits.memory
-        };
-        self.remove(finished);
-        if fits {
-            self.shared.lock().push_memory(open);
-        } else {
-            self.store_on_disk(open).await?;
-        }
-        self.shared.data.notify_one();
-        Ok(())
-    }
-
-    async fn store_on_disk(&mut self, open: Open) -> Result<(), SpoolError> {
-        let length = open.bytes.len() as u64;
+    /// Brings memory back under its limit: lets go what is applied, then moves blocks to disk, the newest
+    /// first, as the reader gets to those last. Waits while the disk is full as well. May be cancelled: a
+    /// block stays in memory until it stands on disk.
+    async fn spill(&mut self) -> Result<(), SpoolError> {
         loop {
             let mut finished = Vec::new();
-            let fits = {
-                let mut state = self.shared.lock();
-                while state.disk + length > self.shared.limits.disk {
-                    match state.drop_applied_front() {
-                        Some(Freed::Memory) => {}
-                        Some(Freed::Disk { finished: segment }) => finished.extend(segment),
-                        None => break,
-                    }
-                }
-                let fits = state.disk + length <= self.shared.limits.disk;
-                state.full = !fits;
-                // With room in memory again, no file is needed after all.
-                if !fits && state.memory + length <= self.shared.limits.memory {
-                    state.full = false;
-                    state.push_memory(open);
-                    return Ok(());
-                }
-                fits
-            };
-            self.remove(finished);
-            if fits {
-                break;
+            let step = self.shared.lock().next_spill(&self.shared.limits, &mut finished);
+            finished.into_iter().for_each(|id| self.shared.remove_segment(id));
+            match step {
+                Spill::Fits => return Ok(()),
+                Spill::Full => self.shared.room.notified().await,
+                Spill::Block { position, bytes } => self.move_to_disk(position, bytes).await?,
             }
-            self.shared.room.notified().await;
         }
-        let mut segment = match self.segment.take() {
-            Some(segment) if !segment.is_full() => segment,
-            earlier => {
-                self.next_segment += 1;
-                let emptied = {
-                    let mut state = self.shared.lock();
-                    state.writing = Some(self.next_segment);
-                    earlier.map(|segment| segment.id).filter(|&id| !state.holds(id))
-                };
-                emptied.into_iter().for_each(|id| self.shared.remove_segment(id));
-                SegmentWriter::create(&self.shared.limits.folder, self.next_segment).await?
-            }
-        };
-        let Open { position, arrived, bytes } = open;
-        let at = segment.append(position, bytes).await?;
-        let mut state = self.shared.lock();
-        state.disk += length;
-        let place = Place::Disk { segment: segment.id, at };
-        state.entries.push_back(Entry { position, length: length as u32, arrived, place });
-        self.segment = Some(segment);
-        Ok(())
     }
 
-    fn remove(&self, finished: Vec<u64>) {
-        finished.into_iter().for_each(|id| self.shared.remove_segment(id));
+    async fn move_to_disk(&mut self, position: u64, bytes: Bytes) -> Result<(), SpoolError> {
+        let length = bytes.len() as u64;
+        // After a cancelled write the segment is not used again: that write may still be under way.
+        let mut segment = match self.segment.take() {
+            Some(segment) if !segment.is_full() => segment,
+            _ => {
+                let id = NEXT_SEGMENT.fetch_add(1, Ordering::Relaxed);
+                let emptied = {
+                    let mut state = self.shared.lock();
+                    state.writing.replace(id).filter(|&earlier| !state.holds(earlier))
+                };
+                emptied.into_iter().for_each(|id| self.shared.remove_segment(id));
+                SegmentWriter::create(&self.shared.limits.folder, id).await?
+            }
+        };
+        let at = segment.append(position, bytes).await?;
+        let mut state = self.shared.lock();
+        let index = state.entries.partition_point(|entry| entry.position < position);
+        // It may have been applied and let go meanwhile.
+        if let Some(entry) = state.entries.get_mut(index).filter(|entry| entry.position == position) {
+            entry.place = Place::Disk { segment: segment.id, at };
+            state.memory -= length;
+            state.disk += length;
+        }
+        self.segment = Some(segment);
+        Ok(())
     }
 }
 
@@ -482,6 +489,17 @@ impl SpoolReader {
                 }
                 Found::Nothing => self.shared.data.notified().await,
             }
+        }
+    }
+
+    /// Says that nothing more can be applied before more bytes are read: the writer, should it wait for
+    /// room, may pass its limits by a block. (One value, command or transaction may be larger than they
+    /// are, and waiting would never end.)
+    pub fn starves(&self) {
+        let mut state = self.shared.lock();
+        if state.full && state.end() <= self.position {
+            state.may_pass = true;
+            self.shared.room.notify_one();
         }
     }
 
@@ -674,6 +692,76 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_that_keeps_up_but_lets_nothing_go_does_not_fill_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, mut reader) = spool(limits(folder.path(), 100_000, 1 << 30));
+        writer.begin(origin(), true);
+        let sent = pattern(2_000_000, 5);
+        let mut found = Vec::new();
+        for part in sent.chunks(10_000) {
+            writer.append(part, 5).await.unwrap();
+            found.extend(read(&mut reader, part.len()).await);
+            assert!(reader.gauges().memory_bytes <= 110_000, "{:?}", reader.gauges());
+        }
+        assert!(found == sent);
+        reader.seek(0);
+        assert!(read(&mut reader, sent.len()).await == sent);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_spool_passes_when_the_reader_starves() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, mut reader) = spool(limits(folder.path(), 0, BLOCK as u64));
+        writer.begin(origin(), true);
+        let sent = pattern(5 * BLOCK, 7);
+        let expected = sent.clone();
+        let writing = tokio::spawn(async move { writer.append(&sent, 0).await.map(|()| writer) });
+        let mut found = Vec::new();
+        while found.len() < expected.len() {
+            while !reader.is_ready() {
+                reader.starves();
+                tokio::task::yield_now().await;
+            }
+            if let Next::Block(block) = reader.next().await.unwrap() {
+                found.extend_from_slice(&block.bytes);
+            }
+        }
+        assert!(found == expected);
+        reader.applied(found.len() as u64);
+        assert!(writing.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn bytes_outlive_a_cancelled_append() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, mut reader) = spool(limits(folder.path(), 0, BLOCK as u64));
+        writer.begin(origin(), true);
+        let sent = pattern(3 * BLOCK, 11);
+        // The second block finds no room, so that the append never ends.
+        let append = writer.append(&sent, 0);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(300), append).await.is_err());
+        let taken = writer.gauges().end as usize;
+        assert_eq!(taken, 2 * BLOCK);
+        assert!(read(&mut reader, taken).await == sent[..taken]);
+        reader.applied(taken as u64);
+        writer.append(&sent[taken..], 0).await.unwrap();
+        assert!(read(&mut reader, sent.len() - taken).await == sent[taken..]);
+    }
+
+    #[tokio::test]
+    async fn files_of_a_killed_run_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = limits(folder.path(), 0, 0);
+        std::fs::create_dir(&limits.folder).unwrap();
+        std::fs::write(segment_path(&limits.folder, 7), "left").unwrap();
+        std::fs::write(limits.folder.join("other"), "not ours").unwrap();
+        let left = limits.folder.clone();
+        let _spool = spool(limits);
+        let names: Vec<_> = std::fs::read_dir(left).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(names, ["other"]);
+    }
+
+    #[tokio::test]
     async fn blocks_say_their_part_and_offset() {
         let folder = tempfile::tempdir().unwrap();
         let (mut writer, mut reader) = spool(limits(folder.path(), 1 << 20, 0));
@@ -722,7 +810,7 @@ mod tests {
         let (mut writer, mut reader) = spool(limits(folder.path(), 0, 1 << 30));
         writer.begin(origin(), true);
         writer.append(&pattern(BLOCK, 9), 0).await.unwrap();
-        let file = segment_path(&folder.path().join("spool"), 1);
+        let file = std::fs::read_dir(folder.path().join("spool")).unwrap().next().unwrap().unwrap().path();
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[1000] ^= 1;
         std::fs::write(&file, bytes).unwrap();

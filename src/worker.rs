@@ -6,6 +6,8 @@
 
 mod applier;
 mod direct;
+#[cfg(test)]
+mod live_tests;
 mod outbox;
 pub mod progress;
 mod repair;
@@ -150,13 +152,21 @@ pub struct Stopped {
     pub checkpoint: Option<Checkpoint>,
 }
 
+/// A worker that could not go on.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: WorkerError,
+    /// Without a checkpoint where a full sync is needed anyway.
+    pub left: Stopped,
+}
+
 /// Works until `drain` turns true (then what was received is brought to the target first, as far as it
 /// is quick) or an error that a retry cannot mend.
 pub async fn run(
     setup: WorkerSetup,
     progress: Arc<ShardProgress>,
     drain: watch::Receiver<bool>,
-) -> Result<Stopped, WorkerError> {
+) -> Result<Stopped, Failed> {
     let (writer, reader) = spool(SpoolLimits {
         memory: setup.spool.memory,
         disk: setup.spool.disk,
@@ -186,9 +196,14 @@ pub async fn run(
     let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress));
     // The link ends when the applier does, and the other way round.
     let result = tokio::select! {
-        error = link.run(writer) => Err(error.into()),
+        error = link.run(writer) => Err(WorkerError::from(error)),
         stopped = applier.run(drain) => stopped,
     };
+    let result = result.map_err(|error| {
+        // What stands on the target is known, whatever the reason.
+        let left = if error.calls_for_resync() { Stopped::default() } else { applier.stopped() };
+        Failed { error, left }
+    });
     progress.numbers.send_modify(|numbers| numbers.stopped = true);
     result
 }

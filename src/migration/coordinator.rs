@@ -39,7 +39,9 @@ struct Run {
     state: State,
     report: PreflightReport,
     shards: Vec<Shard>,
-    workers: JoinSet<(usize, Result<Stopped, WorkerError>)>,
+    workers: JoinSet<(usize, Result<Stopped, worker::Failed>)>,
+    /// Where workers stood that could not go on, by shard id.
+    left: BTreeMap<String, Checkpoint>,
     /// To start a worker again, in the order of `shards`.
     setups: Vec<WorkerSetup>,
     restarts: u32,
@@ -164,6 +166,7 @@ impl Run {
             report,
             shards,
             workers: JoinSet::new(),
+            left: BTreeMap::new(),
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
@@ -181,12 +184,15 @@ impl Run {
     }
 
     /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows.
-    fn start_again(&mut self, index: usize, error: WorkerError) -> Result<(), Ended> {
+    fn start_again(&mut self, index: usize, failed: worker::Failed) -> Result<(), Ended> {
+        let worker::Failed { error, left } = failed;
         let policy = self.plan.failure_policy;
         let again = error.calls_for_resync()
             && self.restarts < policy.backoff_limit
             && policy.on_full_resync == FullResyncPolicy::Allow;
         let Some(setup) = self.setups.get_mut(index).filter(|_| again) else {
+            let shard = self.shards.get(index).map(|shard| shard.id.clone());
+            self.left.extend(shard.zip(left.checkpoint));
             return Err(Ended::Worker(error));
         };
         tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
@@ -386,7 +392,7 @@ impl Run {
                 Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok((_, Ok(_))) => return Err(Ended::Stop),
-                    Ok((index, Err(error))) => self.start_again(index, error)?,
+                    Ok((index, Err(failed))) => self.start_again(index, failed)?,
                     Err(error) => {
                         let message = format!("a shard worker ended by itself: {error}");
                         return Err(Ended::Other { reason: reason::ABORTED, message });
@@ -455,7 +461,9 @@ impl Run {
                 checkpoints::clear(&data_dir, &self.plan.uid)
             } else {
                 kept = checkpoints.len() == self.shards.len();
-                let left = Checkpoints { begun: true, shards: checkpoints };
+                // A key that was the target's own must not pass for one of ours in the next run.
+                let begun = !matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
+                let left = Checkpoints { begun, shards: checkpoints };
                 checkpoints::save(&data_dir, &self.plan.uid, &left)
             };
             if let Err(error) = written {
@@ -510,16 +518,21 @@ impl Run {
 
     async fn stop_workers(&mut self) -> BTreeMap<String, Checkpoint> {
         self.drain.send_replace(true);
-        let mut checkpoints = BTreeMap::new();
+        let mut checkpoints = std::mem::take(&mut self.left);
         while let Some(ended) = self.workers.join_next().await {
-            match ended {
-                Ok((index, Ok(stopped))) => {
-                    let shard = self.shards.get(index).map(|shard| shard.id.clone());
-                    checkpoints.extend(shard.zip(stopped.checkpoint));
+            let (index, stopped) = match ended {
+                Ok((index, Ok(stopped))) => (index, stopped),
+                Ok((index, Err(worker::Failed { error, left }))) => {
+                    tracing::warn!(%error, "a shard worker ended with an error");
+                    (index, left)
                 }
-                Ok((_, Err(error))) => tracing::warn!(%error, "a shard worker ended with an error"),
-                Err(error) => tracing::error!(%error, "a shard worker ended by itself"),
-            }
+                Err(error) => {
+                    tracing::error!(%error, "a shard worker ended by itself");
+                    continue;
+                }
+            };
+            let shard = self.shards.get(index).map(|shard| shard.id.clone());
+            checkpoints.extend(shard.zip(stopped.checkpoint));
         }
         checkpoints
     }

@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::SpoolError;
 
 /// A segment is closed once it holds this many bytes.
@@ -41,7 +43,7 @@ impl SegmentWriter {
     }
 
     /// Appends one record and gives the place of its header in the file.
-    pub async fn append(&mut self, position: u64, bytes: Vec<u8>) -> Result<u64, SpoolError> {
+    pub async fn append(&mut self, position: u64, bytes: Bytes) -> Result<u64, SpoolError> {
         let at = self.size;
         let file = Arc::clone(&self.file);
         let length = bytes.len();
@@ -109,6 +111,17 @@ fn checked(record: &[u8], position: u64) -> Option<&[u8]> {
 
 pub fn segment_path(folder: &Path, id: u64) -> PathBuf {
     folder.join(format!("{id:012}.spool"))
+}
+
+/// Removes the segment files in `folder`, and nothing else.
+pub fn remove_segments(folder: &Path) {
+    // Mostly there is no such folder.
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
+    for path in files.filter(|path| path.extension().is_some_and(|ending| ending == "spool")) {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "an old spool file could not be removed");
+        }
+    }
 }
 
 fn checksum(bytes: &[u8]) -> u64 {

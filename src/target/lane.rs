@@ -8,11 +8,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::connection::{Address, Connection};
+use crate::connection::{Address, Connection, Stream};
 use crate::resp::counter::{CounterError, Replies, ReplyCounter};
 
 const READ_BUFFER: usize = 64 << 10;
@@ -130,6 +130,8 @@ struct Pipeline {
     written: usize,
     /// Bytes written of `queue[written]`.
     part: usize,
+    /// TLS may hold back the end of what was written.
+    unflushed: bool,
     unanswered_commands: usize,
     unanswered_bytes: usize,
     counter: ReplyCounter,
@@ -179,6 +181,7 @@ impl Pipeline {
             queue: VecDeque::new(),
             written: 0,
             part: 0,
+            unflushed: false,
             unanswered_commands: 0,
             unanswered_bytes: 0,
             counter: ReplyCounter::default(),
@@ -208,8 +211,9 @@ impl Pipeline {
             // Writing goes first, so that replies gather meanwhile and are read many at a time.
             tokio::select! {
                 biased;
-                count = write.write(writing.unwrap_or_default()), if writing.is_some() => {
+                count = write_or_flush(&mut write, writing), if writing.is_some() || self.unflushed => {
                     match count {
+                        Ok(0) if writing.is_none() => self.unflushed = false,
                         Ok(0) => return Err(LaneError::Closed { address: address.clone() }),
                         Ok(count) => self.wrote(count),
                         Err(source) => return Err(LaneError::Io { address: address.clone(), source }),
@@ -247,6 +251,7 @@ impl Pipeline {
 
     fn wrote(&mut self, count: usize) {
         self.part += count;
+        self.unflushed = true;
         if self.queue.get(self.written).is_some_and(|batch| self.part >= batch.bytes.len()) {
             self.written += 1;
             self.part = 0;
@@ -274,5 +279,13 @@ impl Pipeline {
             return Err(LaneError::Surplus { address: address.clone() });
         }
         Ok(())
+    }
+}
+
+/// Writes some of `bytes`; without any, sends what the stream holds back, and gives 0.
+async fn write_or_flush(write: &mut WriteHalf<Stream>, bytes: Option<&[u8]>) -> std::io::Result<usize> {
+    match bytes {
+        Some(bytes) => write.write(bytes).await,
+        None => write.flush().await.map(|()| 0),
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::direct::Direct;
 use super::outbox::{Heard, Outbox, Trouble};
 use super::progress::{Numbers, Quarantined, ShardPhase, ShardProgress};
-use super::repair::{Findings, Reading, Refusal, examine};
+use super::repair::{Fatal, Findings, Reading, Refusal, examine};
 use super::route::Router;
 use super::snapshot::{Applied, SnapshotRules, Staged};
 use super::stream::{Barrier, Moment, Stream, StreamPlace, StreamRules, Taken};
@@ -36,6 +36,8 @@ const MARK_BYTES: u64 = 256 << 10;
 const OTHERS: Duration = Duration::from_secs(2);
 /// How often numbers are published while nothing else prompts it.
 const PUBLISH: Duration = Duration::from_millis(100);
+/// Refusals that are logged one by one; of more, the 2nd, 4th, 8th and so on.
+const LOGGED_REFUSALS: u64 = 100;
 /// A drain gives up waiting for the target after this long; what is not acknowledged is replayed later.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -102,6 +104,8 @@ pub(super) struct Applier {
     replay_until: u64,
     numbers: Numbers,
     moment: Moment,
+    /// When the numbers were published last, Unix ms.
+    published: u64,
     spans: Vec<crate::resp::Span>,
 }
 
@@ -181,6 +185,7 @@ impl Applier {
             replay_until: 0,
             numbers: Numbers::default(),
             moment: Moment { arrived: 0, now: 0 },
+            published: 0,
             spans: Vec::new(),
             setup,
         }
@@ -331,6 +336,9 @@ impl Applier {
                 self.flush().await?;
                 continue;
             }
+            if self.outbox.is_idle() {
+                self.reader.starves();
+            }
             tokio::select! {
                 biased;
                 asked = asked(drain), if may_drain => match asked {
@@ -419,6 +427,10 @@ impl Applier {
         }
         if self.position() - self.marked >= MARK_BYTES && self.may_send() {
             self.flush().await?;
+        }
+        // While there is always another block at hand, the timer is never looked at.
+        if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
+            self.publish();
         }
         Ok(())
     }
@@ -680,11 +692,16 @@ impl Applier {
 
     fn settle_findings(&mut self, trouble: &Trouble, findings: Findings) -> Result<(), WorkerError> {
         let Findings { retry: _, refused, existing, fatal } = findings;
-        if let Some(text) = fatal {
+        if let Some(fatal) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
-            return Err(WorkerError::Denied(format!(
-                "{address}: {text}; give the target user the permissions that the README lists"
-            )));
+            return Err(match fatal {
+                Fatal::Denied(text) => WorkerError::Denied(format!(
+                    "{address}: {text}; give the target user the permissions that the README lists"
+                )),
+                Fatal::NoDatabase { db, error } => WorkerError::Target(format!(
+                    "{address}: no database {db}: {error}; give the target more databases or set databaseMap"
+                )),
+            });
         }
         if let Some(key) = existing.first()
             && self.setup.existing_keys == ExistingKeys::Fail
@@ -805,10 +822,12 @@ impl Applier {
         self.numbers.quarantined += 1;
         let count = self.numbers.quarantined;
         let last = format!("{}: {}", refusal.command, refusal.error);
-        tracing::warn!(
-            shard = %self.setup.shard, command = %refusal.command, error = %refusal.error,
-            key = %String::from_utf8_lossy(&refusal.key), "set aside: the target does not take it"
-        );
+        if count <= LOGGED_REFUSALS || count.is_power_of_two() {
+            tracing::warn!(
+                shard = %self.setup.shard, count, command = %refusal.command, error = %refusal.error,
+                key = %String::from_utf8_lossy(&refusal.key), "set aside: the target does not take it"
+            );
+        }
         self.progress.quarantine(Quarantined { offset: self.offset(), db, refusal });
         if count > self.setup.max_quarantined {
             return Err(WorkerError::TooManyRefused { shard: self.setup.shard.clone(), count, last });
@@ -832,7 +851,7 @@ impl Applier {
     fn may_send(&self) -> bool {
         match &self.work {
             Work::Snapshot { .. } => true,
-            Work::Stream(stream) => self.router.is_cluster() || !stream.in_transaction(),
+            Work::Stream(stream) => self.router.is_cluster() || stream.may_part(),
         }
     }
 
@@ -856,7 +875,8 @@ impl Applier {
         Place { position, stage, keys: self.keys, commands: self.commands }
     }
 
-    fn stopped(&mut self) -> Stopped {
+    /// Where things stand, for another run.
+    pub fn stopped(&mut self) -> Stopped {
         self.publish();
         let checkpoint = match (&self.stands.stage, &self.origin) {
             (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
@@ -864,6 +884,8 @@ impl Applier {
                 offset: self.stands.position as i64 + self.offset_shift,
                 db: place.db,
             }),
+            // Nothing has begun: an earlier run's place is still the one to go on from.
+            (_, None) => self.setup.resume.clone(),
             _ => None,
         };
         Stopped { checkpoint }
@@ -905,6 +927,7 @@ impl Applier {
             numbers.received_offset = 0;
         }
         self.progress.numbers.send_replace(numbers.clone());
+        self.published = self.moment.now;
     }
 }
 

@@ -162,7 +162,7 @@ impl<'a> Direct<'a> {
     /// Runs `frames` (`count` commands of one place) until no answer asks to go elsewhere or to wait.
     async fn run(
         &mut self,
-        place: Place,
+        mut place: Place,
         db: u64,
         frames: &[u8],
         count: usize,
@@ -197,6 +197,8 @@ impl<'a> Direct<'a> {
                     let to = or_host(to, &address);
                     if let Router::Slots(map) = &mut *self.router {
                         map.moved(*slot, &to, self.dialer);
+                        // Commands whose keys only the source's server knows came without their slot.
+                        place = Place::Slot(*slot);
                     }
                 }
                 (ReplyVerdict::Ask { address: to, .. }, _) => {

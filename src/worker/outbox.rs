@@ -43,6 +43,11 @@ impl Pending {
         &mut self.bytes
     }
 
+    /// In which database the lane will be is not certain any more.
+    pub fn forget_db(&mut self) {
+        self.db = None;
+    }
+
     /// Makes the commands that follow run in `db`.
     pub fn select(&mut self, db: u64) {
         if self.db == Some(db) {
@@ -136,6 +141,14 @@ impl<S> Outbox<S> {
             full: None,
             batches: 0,
         }
+    }
+
+    /// Lanes without connections.
+    #[cfg(test)]
+    pub fn with_lanes(lanes: usize) -> Self {
+        let mut outbox = Self::new(64);
+        outbox.slots.resize_with(lanes, Slot::default);
+        outbox
     }
 
     pub fn lanes(&self) -> usize {
@@ -360,9 +373,7 @@ mod tests {
     use crate::target::lane::ExceptionKind;
 
     fn outbox(lanes: usize) -> Outbox<&'static str> {
-        let mut outbox = Outbox::new(64);
-        outbox.slots.resize_with(lanes, Slot::default);
-        outbox
+        Outbox::with_lanes(lanes)
     }
 
     /// One command for `lane`, as a batch that ends at `end`.

@@ -36,8 +36,16 @@ pub struct Findings {
     pub refused: Vec<Refusal>,
     /// Keys that the target already had: with `existingKeys: Fail` the first ends the migration.
     pub existing: Vec<Vec<u8>>,
-    /// The target refuses us; nothing will go on.
-    pub fatal: Option<String>,
+    pub fatal: Option<Fatal>,
+}
+
+/// What the target said to a command without which nothing can go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fatal {
+    /// It refuses us.
+    Denied(String),
+    /// It has no such database: what follows SELECT would land in another.
+    NoDatabase { db: String, error: String },
 }
 
 /// How answers are to be read.
@@ -71,7 +79,7 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
         let text = match &exception.kind {
             ExceptionKind::Nil => {
                 if reading.snapshot && is(command, b"SET") {
-                    findings.existing.push(key);
+                    findings.existing.push(staged_key(&commands, index).unwrap_or(key));
                 }
                 continue;
             }
@@ -83,7 +91,7 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
         let unit = group.clone().unwrap_or(index..index + 1);
         match verdict.next() {
             Next::Fail => {
-                findings.fatal.get_or_insert(error);
+                findings.fatal.get_or_insert(Fatal::Denied(error));
             }
             Next::Reroute | Next::RetryLater | Next::RetryUntilOperator => {
                 findings.retry.push(unit_of(trouble, &commands, &unit, error));
@@ -93,6 +101,10 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                 if !reading.replay {
                     findings.existing.push(key);
                 }
+            }
+            Next::Quarantine if is(command, b"SELECT") => {
+                let db = String::from_utf8_lossy(&key).into_owned();
+                findings.fatal.get_or_insert(Fatal::NoDatabase { db, error });
             }
             Next::Quarantine => {
                 // Inside a transaction a queue-time refusal aborts all of it, which EXEC then says again.
@@ -109,7 +121,7 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                         continue;
                     }
                 }
-                if !staging(command) {
+                if !expired_in_staging(command, &error) {
                     findings.refused.push(refusal(command, &error));
                 }
             }
@@ -118,9 +130,22 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
     findings
 }
 
-/// Cleaning up after a RENAMENX that moved the key finds nothing: no fault.
-fn staging(command: &Command<'_>) -> bool {
-    is(command, b"DEL") && command.args.get(1).is_some_and(|key| key.starts_with(b"redis-migration:"))
+/// A large value whose time was over before it got its name: it is to be gone.
+fn expired_in_staging(command: &Command<'_>, error: &str) -> bool {
+    is(command, b"RENAMENX")
+        && command.args.get(1).is_some_and(|key| is_stage(key))
+        && error.contains("no such key")
+}
+
+fn is_stage(key: &[u8]) -> bool {
+    key.starts_with(b"redis-migration:")
+}
+
+/// The name that the large value behind this SET of its staging key was to get.
+fn staged_key(commands: &[Command<'_>], index: usize) -> Option<Vec<u8>> {
+    let stage = commands.get(index)?.args.get(1)?;
+    let rename = commands.get(index.checked_sub(1)?)?;
+    (is_stage(stage) && is(rename, b"RENAMENX")).then(|| rename.args.get(2).map(|key| key.to_vec()))?
 }
 
 fn refusal(command: &Command<'_>, error: &str) -> Refusal {
@@ -262,6 +287,24 @@ mod tests {
         assert_eq!(examine(&trouble, snapshot).existing, [b"k".to_vec()]);
         assert!(examine(&trouble, Reading { replay: true, ..snapshot }).existing.is_empty());
         assert_eq!(examine(&trouble, READING).refused.len(), 1);
+    }
+
+    #[test]
+    fn a_large_value_that_met_a_key_is_told_by_that_key() {
+        let stage = "redis-migration:{a}:load:s";
+        let mut met = trouble(&[&["RENAMENX", stage, "k"], &["SET", stage, "", "NX"], &["DEL", stage]], &[]);
+        met.exceptions.push(Exception { index: 1, kind: ExceptionKind::Nil });
+        let snapshot = Reading { snapshot: true, ..READING };
+        assert_eq!(examine(&met, snapshot).existing, [b"k".to_vec()]);
+        let expired = trouble(&[&["RENAMENX", stage, "k"]], &[(0, "ERR no such key")]);
+        assert_eq!(examine(&expired, snapshot), Findings::default());
+    }
+
+    #[test]
+    fn a_database_that_the_target_lacks_is_fatal() {
+        let trouble =
+            trouble(&[&["SELECT", "20"], &["SET", "k", "v"]], &[(0, "ERR DB index is out of range")]);
+        assert!(matches!(examine(&trouble, READING).fatal, Some(Fatal::NoDatabase { db, .. }) if db == "20"));
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn write_key(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pendin
         };
         write_set(record, text, rules, pending.command());
     } else {
-        write_restore(record, rules, pending.command(), now_ms);
+        write_restore(record, rules, pending, now_ms);
     }
 }
 
@@ -170,13 +170,16 @@ fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &m
     }
 }
 
-fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, out: &mut Vec<u8>, now_ms: u64) {
+fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
     let format = &rules.format;
     let replace = rules.overwrites();
+    if replace && !format.has_restore_replace() {
+        write(pending, &[b"DEL", record.key]);
+    }
+    let out = pending.command();
     let absolute = record.expire_at_ms.is_some() && format.has_restore_absttl();
     let access =
         format.has_restore_idletime_and_freq() && (record.idle_seconds.is_some() || record.lfu.is_some());
-    // Redis 2.8 knows no REPLACE: the old value goes first, in one step with the new one for readers.
     let ttl = match record.expire_at_ms {
         None => 0,
         Some(at) if format.has_restore_absttl() => at.max(1),
@@ -243,20 +246,25 @@ fn end_large<S>(
         write(pending, &[b"DEL", &stage]);
         return Applied::Refused { key: key.to_vec(), why };
     }
-    if let Some(at) = expire_at_ms {
-        write(pending, &[b"PEXPIREAT", &stage, itoa::Buffer::new().format(at.max(1)).as_bytes()]);
-    }
-    match rules.existing {
-        ExistingKeys::Skip => {
-            write(pending, &[b"RENAMENX", &stage, key]);
-            write(pending, &[b"DEL", &stage]);
+    let mut digits = itoa::Buffer::new();
+    let expiry = expire_at_ms.map(|at| digits.format(at.max(1)).as_bytes());
+    if rules.overwrites() {
+        write(pending, &[b"RENAME", &stage, key]);
+        // Not before: a value whose time is over would be gone, and leave the old one in its place.
+        if let Some(at) = expiry {
+            write(pending, &[b"PEXPIREAT", key, at]);
         }
-        ExistingKeys::Fail if !rules.replay => {
-            // Answers nil when the target already has the key, as it does for small strings.
-            write(pending, &[b"SET", key, b"", b"NX"]);
-            write(pending, &[b"RENAME", &stage, key]);
+    } else {
+        // Before the key has its name, which may be the name of one that the target had.
+        if let Some(at) = expiry {
+            write(pending, &[b"PEXPIREAT", &stage, at]);
         }
-        _ => write(pending, &[b"RENAME", &stage, key]),
+        write(pending, &[b"RENAMENX", &stage, key]);
+        if rules.existing == ExistingKeys::Fail {
+            // Nil when the value could not get its name, as small strings answer it.
+            write(pending, &[b"SET", &stage, b"", b"NX"]);
+        }
+        write(pending, &[b"DEL", &stage]);
     }
     outbox.note(lane);
     Applied::Part { lane, done: true }
@@ -267,5 +275,84 @@ fn write(pending: &mut Pending, words: &[&[u8]]) {
     array_header(words.len(), out);
     for word in words {
         bulk(word, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::Args;
+    use crate::resp::frame::{Parsed, parse_frame};
+    use crate::version::ServerVersion;
+
+    fn rules(existing: ExistingKeys, replay: bool, major: u16) -> SnapshotRules {
+        let target = ServerVersion { flavor: Flavor::Redis, major, minor: 8, patch: 0 };
+        SnapshotRules {
+            format: TargetFormat::of(target),
+            dialect: Dialect::of(target),
+            set_pxat: target.has_redis(6, 2),
+            existing,
+            replay,
+            stage: "s".to_owned(),
+        }
+    }
+
+    /// The commands of lane 0, words joined, staging keys as `STAGE`.
+    fn written(outbox: &mut Outbox<()>) -> Vec<String> {
+        let bytes = std::mem::take(&mut outbox.pending(0).unwrap().bytes);
+        let (mut at, mut spans, mut found) = (0, Vec::new(), Vec::new());
+        while at < bytes.len() {
+            let Parsed::Command(length) = parse_frame(&bytes[at..], &mut spans).unwrap() else { panic!() };
+            let args = Args { frame: &bytes[at..at + length], spans: &spans };
+            let words = args.iter().map(|word| {
+                let word = String::from_utf8_lossy(word).into_owned();
+                if word.starts_with("redis-migration:") { "STAGE".to_owned() } else { word }
+            });
+            found.push(words.collect::<Vec<_>>().join(" "));
+            at += length;
+        }
+        found
+    }
+
+    fn ended(existing: ExistingKeys, replay: bool) -> Vec<String> {
+        let mut outbox = Outbox::with_lanes(1);
+        let stage = b"redis-migration:{a}:load:s".to_vec();
+        let mut staged = Some(Staged { lane: 0, stage, expire_at_ms: Some(7), commands_failed: None });
+        end_large(b"k", &rules(existing, replay, 7), &mut staged, &mut outbox);
+        written(&mut outbox)
+    }
+
+    #[test]
+    fn a_large_value_takes_its_place_before_it_expires() {
+        let expected = ["RENAME STAGE k", "PEXPIREAT k 7"];
+        assert_eq!(ended(ExistingKeys::Replace, false), expected);
+        assert_eq!(ended(ExistingKeys::Fail, true), expected);
+    }
+
+    #[test]
+    fn a_large_value_never_touches_a_key_that_is_to_stay() {
+        let renamed = ["PEXPIREAT STAGE 7", "RENAMENX STAGE k"];
+        assert_eq!(ended(ExistingKeys::Skip, false), [&renamed[..], &["DEL STAGE"]].concat());
+        assert_eq!(
+            ended(ExistingKeys::Fail, false),
+            [&renamed[..], &["SET STAGE  NX", "DEL STAGE"]].concat()
+        );
+    }
+
+    #[test]
+    fn a_target_without_replace_loses_the_old_value_first() {
+        let mut outbox = Outbox::<()>::with_lanes(1);
+        let record = KeyRecord {
+            key: b"k",
+            expire_at_ms: None,
+            idle_seconds: None,
+            lfu: None,
+            type_byte: 1,
+            value: b"\x01\x01a",
+        };
+        write_restore(&record, &rules(ExistingKeys::Replace, false, 2), outbox.pending(0).unwrap(), 0);
+        let commands = written(&mut outbox);
+        assert_eq!(commands[0], "DEL k");
+        assert!(commands[1].starts_with("RESTORE k 0 ") && !commands[1].contains("REPLACE"), "{commands:?}");
     }
 }

@@ -13,7 +13,7 @@ use crate::resp::{Args, Span, array_header, bulk};
 use crate::version::ServerVersion;
 
 /// A source transaction larger than this loses its atomicity rather than our memory.
-const LARGEST_TRANSACTION: usize = 128 << 20;
+const LARGEST_TRANSACTION: usize = if cfg!(test) { 1 << 10 } else { 128 << 20 };
 /// Scripts remembered as loaded into every node.
 const KNOWN_SCRIPTS: usize = 100_000;
 
@@ -72,6 +72,10 @@ struct Transaction {
     frames: Vec<u8>,
     commands: u32,
     passed_bytes: usize,
+    /// On a single target: what was passed on has its EXEC, what follows will need a MULTI.
+    cut: bool,
+    /// The source's database before it.
+    db: u64,
 }
 
 /// What is the same for all commands of a block.
@@ -87,9 +91,14 @@ impl Stream {
         Self { place, ..Self::default() }
     }
 
-    /// Between MULTI and EXEC; no mark, and on a single target no batch, may end here.
+    /// Between MULTI and EXEC; no mark may be here.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    /// False where a batch for a single target would hold a MULTI without its EXEC.
+    pub fn may_part(&self) -> bool {
+        self.transaction.as_ref().is_none_or(|transaction| transaction.cut)
     }
 
     /// Takes one command. `end`: spool position behind it.
@@ -113,7 +122,7 @@ impl Stream {
                 return Taken::Done { commands: 0 };
             }
             Kind::Multi => {
-                self.transaction = Some(Transaction::default());
+                self.transaction = Some(Transaction { db: self.place.db, ..Transaction::default() });
                 if !router.is_cluster() {
                     self.pass(args.frame, 1, end, rules, outbox);
                 }
@@ -309,7 +318,13 @@ impl Stream {
     ) -> Taken {
         if !router.is_cluster() {
             self.pass(args.frame, 1, end, rules, outbox);
-            self.transaction = None;
+            let before = self.transaction.take().map(|transaction| transaction.db);
+            // A SELECT inside takes effect only if the target runs the transaction.
+            if before != Some(self.place.db)
+                && let Some(pending) = outbox.pending(0)
+            {
+                pending.forget_db();
+            }
             return Taken::Done { commands: 0 };
         }
         let taken = self.transaction_parts(rules);
@@ -410,6 +425,11 @@ impl Stream {
     /// To the one lane, as it is.
     fn pass<S>(&mut self, frames: &[u8], count: u32, end: u64, rules: &StreamRules, outbox: &mut Outbox<S>) {
         let db = target_db(self.place.db, rules);
+        if let Some(transaction) = &mut self.transaction
+            && std::mem::take(&mut transaction.cut)
+        {
+            append(outbox, 0, db, b"*1\r\n$5\r\nMULTI\r\n", 1, end);
+        }
         append(outbox, 0, db, frames, count, end);
         if let Some(transaction) = &mut self.transaction {
             transaction.passed_bytes += frames.len();
@@ -419,7 +439,8 @@ impl Stream {
                     "a source transaction is too large to stay whole"
                 );
                 transaction.passed_bytes = 0;
-                append(outbox, 0, db, b"*1\r\n$4\r\nEXEC\r\n*1\r\n$5\r\nMULTI\r\n", 2, end);
+                transaction.cut = true;
+                append(outbox, 0, db, b"*1\r\n$4\r\nEXEC\r\n", 1, end);
             }
         }
     }
@@ -485,4 +506,61 @@ fn refused(args: &Args<'_>, why: &str) -> Taken {
 
 fn decimal(arg: &[u8]) -> Option<u64> {
     std::str::from_utf8(arg).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::encode_command;
+    use crate::version::Flavor;
+
+    fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) {
+        let rules = StreamRules {
+            target: ServerVersion { flavor: Flavor::Redis, major: 7, minor: 0, patch: 15 },
+            database_map: BTreeMap::new(),
+            sole_source: true,
+            dynamic: DynamicTable::default(),
+        };
+        let (mut frame, mut spans) = (Vec::new(), Vec::new());
+        encode_command(words, &mut frame);
+        parse_frame(&frame, &mut spans).unwrap();
+        let args = Args { frame: &frame, spans: &spans };
+        let taken = stream.take(&args, end, Moment { arrived: 0, now: 0 }, &rules, &Router::Single, outbox);
+        assert!(matches!(taken, Taken::Done { .. }), "{taken:?}");
+    }
+
+    fn names(outbox: &mut Outbox<()>) -> Vec<String> {
+        let bytes = outbox.pending(0).unwrap().bytes.clone();
+        let mut names = Vec::new();
+        each_frame(&bytes, |args| names.push(String::from_utf8_lossy(args.name()).into_owned()));
+        names
+    }
+
+    #[test]
+    fn a_transaction_too_large_for_memory_is_cut_where_batches_may_part() {
+        let (mut stream, mut outbox) = (Stream::default(), Outbox::with_lanes(1));
+        take(&mut stream, &mut outbox, 1, &["MULTI"]);
+        assert!(!stream.may_part());
+        take(&mut stream, &mut outbox, 2, &["SET", "a", &"x".repeat(LARGEST_TRANSACTION)]);
+        assert!(stream.may_part() && stream.in_transaction());
+        take(&mut stream, &mut outbox, 3, &["SET", "b", "y"]);
+        assert!(!stream.may_part());
+        take(&mut stream, &mut outbox, 4, &["EXEC"]);
+        assert!(stream.may_part() && !stream.in_transaction());
+        let expected = ["SELECT", "MULTI", "SET", "EXEC", "MULTI", "SET", "EXEC"];
+        assert_eq!(names(&mut outbox), expected);
+    }
+
+    #[test]
+    fn a_select_inside_a_transaction_is_not_relied_on() {
+        let (mut stream, mut outbox) = (Stream::default(), Outbox::with_lanes(1));
+        let commands: [&[&str]; 5] =
+            [&["MULTI"], &["SELECT", "1"], &["SET", "a", "1"], &["EXEC"], &["SET", "b", "2"]];
+        for (end, words) in commands.iter().enumerate() {
+            take(&mut stream, &mut outbox, end as u64 + 1, words);
+        }
+        // The target may have refused the transaction, and with it its SELECT.
+        let expected = ["SELECT", "MULTI", "SELECT", "SET", "EXEC", "SELECT", "SET"];
+        assert_eq!(names(&mut outbox), expected);
+    }
 }

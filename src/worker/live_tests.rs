@@ -1,0 +1,194 @@
+//! A worker between real servers, disturbed.
+
+use std::time::Duration;
+
+use super::*;
+use crate::connection::test_server::{Server, eventually};
+use crate::connection::{Connection, Dialer};
+use crate::resp::Reply;
+use crate::topology::server_info;
+use crate::version::Flavor;
+
+struct Pair {
+    source: Server,
+    target: Server,
+    folder: tempfile::TempDir,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let source = Server::start(&[
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-backlog-size",
+            "64mb",
+            "--enable-debug-command",
+            "yes",
+        ]);
+        Self {
+            source,
+            target: Server::start(&["--enable-debug-command", "yes"]),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn setup(&self) -> WorkerSetup {
+        let version = ServerVersion { flavor: Flavor::Redis, major: 7, minor: 0, patch: 15 };
+        WorkerSetup {
+            shard: "s".to_owned(),
+            file_name: "s".to_owned(),
+            source: self.source.address.clone(),
+            source_dialer: Dialer::new(self.source.access(), "from"),
+            psync_command: "PSYNC".to_owned(),
+            allow_full_resync: true,
+            source_version: version,
+            dynamic: Arc::default(),
+            target: TargetShape::Standalone(self.target.address.clone()),
+            target_dialer: Dialer::new(self.target.access(), "to"),
+            target_version: version,
+            existing_keys: ExistingKeys::Fail,
+            database_map: BTreeMap::new(),
+            sole_source: true,
+            lane: LaneLimits { commands: 64, bytes: 64 << 10 },
+            max_restore_bytes: 64 << 20,
+            spool: SpoolSetup {
+                memory: 1 << 20,
+                disk: 1 << 30,
+                retain: 0,
+                folder: self.folder.path().to_path_buf(),
+            },
+            max_quarantined: 0,
+            resume: None,
+            restarted: false,
+            own_keys: false,
+        }
+    }
+
+    /// Until the target has what the source has now.
+    async fn caught_up(&self, progress: &ShardProgress) {
+        let dialer = Dialer::new(self.source.access(), "test");
+        let offset = server_info(&dialer, &self.source.address).await.unwrap().offset;
+        let mut numbers = progress.numbers.subscribe();
+        let reached = numbers.wait_for(|numbers| numbers.stopped || numbers.applied_offset >= offset);
+        let reached = tokio::time::timeout(Duration::from_secs(60), reached).await;
+        assert!(!reached.expect("caught up within 60 s").unwrap().stopped, "the worker ended");
+    }
+
+    async fn same_data(&self) {
+        let (mut from, mut to) = (self.source.connect().await, self.target.connect().await);
+        let digest: [&[u8]; 2] = [b"DEBUG", b"DIGEST"];
+        assert_eq!(from.query(&digest).await.unwrap(), to.query(&digest).await.unwrap());
+    }
+}
+
+/// Runs one script on a server.
+async fn eval(connection: &mut Connection, script: &str) {
+    connection.query(&[b"EVAL", script.as_bytes(), b"0"]).await.unwrap();
+}
+
+/// Ends the worker's connections to the target; true when there was one.
+async fn cut(target: &mut Connection) -> bool {
+    let list = target.query_text(&[b"CLIENT", b"LIST"]).await.unwrap();
+    let lanes = list.lines().filter(|line| line.contains(" name=to "));
+    let ids: Vec<&str> = lanes.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()).collect();
+    for id in &ids {
+        let _ = target.call(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await.unwrap();
+    }
+    !ids.is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_lanes_lose_nothing_from_the_snapshot_to_the_stream() {
+    let pair = Pair::start();
+    let mut source = pair.source.connect().await;
+    eval(&mut source, "for i=1,40000 do redis.call('SET', 'k'..i, string.rep('x', 100)) end").await;
+    let progress = ShardProgress::new();
+    let (drain, asked) = watch::channel(false);
+    let worker = tokio::spawn(run(pair.setup(), Arc::clone(&progress), asked));
+    let mut target = pair.target.connect().await;
+    let mut cuts = 0;
+    // Overwrites what the snapshot holds: a replay of it must not win.
+    for round in 0..60 {
+        let script = format!("for i=1,2000 do redis.call('SET', 'k'..i, '{round}') end");
+        eval(&mut source, &script).await;
+        cuts += usize::from(cut(&mut target).await);
+    }
+    assert!(cuts > 5, "only {cuts} connections were cut");
+    pair.caught_up(&progress).await;
+    pair.same_data().await;
+    assert!(progress.numbers.borrow().target_reconnects > 0);
+    drain.send_replace(true);
+    let stopped = tokio::time::timeout(Duration::from_secs(10), worker).await.unwrap().unwrap().unwrap();
+    assert!(stopped.checkpoint.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_outlives_a_run_that_cannot_begin_and_one_that_fails() {
+    let pair = Pair::start();
+    let checkpoint = Checkpoint { replication_id: "f".repeat(40), offset: 77, db: 3 };
+    let progress = ShardProgress::new();
+    let mut nowhere = pair.setup();
+    nowhere.source = crate::connection::Address::new("127.0.0.1", 1);
+    nowhere.resume = Some(checkpoint.clone());
+    let (drain, asked) = watch::channel(false);
+    let worker = tokio::spawn(run(nowhere, Arc::clone(&progress), asked));
+    eventually("a failed attempt", || async { (progress.link.borrow().attempts > 0).then_some(()) }).await;
+    drain.send_replace(true);
+    let stopped = tokio::time::timeout(Duration::from_secs(10), worker).await.unwrap().unwrap().unwrap();
+    assert_eq!(stopped.checkpoint, Some(checkpoint.clone()));
+
+    let mut forbidden = pair.setup();
+    forbidden.resume = Some(checkpoint.clone());
+    forbidden.allow_full_resync = false;
+    let (_drain, asked) = watch::channel(false);
+    let ended = run(forbidden, ShardProgress::new(), asked);
+    let failed = tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap().unwrap_err();
+    assert!(matches!(failed.error, WorkerError::Source(ReplicationError::FullResyncForbidden { .. })));
+    assert_eq!(failed.left.checkpoint, Some(checkpoint));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_on_from_the_checkpoint_of_a_source_that_was_promoted() {
+    let pair = Pair::start();
+    let promoted = Server::start(&[]);
+    let port = pair.source.address.port.to_string();
+    let mut replica = promoted.connect().await;
+    replica.query(&[b"REPLICAOF", b"127.0.0.1", port.as_bytes()]).await.unwrap();
+    eventually("the replica is linked", || async {
+        let text = promoted.connect().await.query_text(&[b"INFO", b"replication"]).await.ok()?;
+        text.contains("master_link_status:up").then_some(())
+    })
+    .await;
+    let mut source = pair.source.connect().await;
+    eval(&mut source, "for i=1,100 do redis.call('INCR', 'n') end").await;
+    let progress = ShardProgress::new();
+    let (drain, asked) = watch::channel(false);
+    let worker = tokio::spawn(run(pair.setup(), Arc::clone(&progress), asked));
+    pair.caught_up(&progress).await;
+    drain.send_replace(true);
+    let checkpoint = worker.await.unwrap().unwrap().checkpoint.unwrap();
+
+    eval(&mut source, "for i=1,100 do redis.call('INCR', 'n') end").await;
+    let Reply::Integer(1) = source.query(&[b"WAIT", b"1", b"5000"]).await.unwrap() else {
+        panic!("no replica")
+    };
+    replica.query(&[b"REPLICAOF", b"NO", b"ONE"]).await.unwrap();
+    let mut setup = pair.setup();
+    setup.source = promoted.address.clone();
+    setup.source_dialer = Dialer::new(promoted.access(), "from");
+    setup.allow_full_resync = false;
+    setup.resume = Some(checkpoint.clone());
+    let progress = ShardProgress::new();
+    let (drain, asked) = watch::channel(false);
+    let worker = tokio::spawn(run(setup, Arc::clone(&progress), asked));
+    replica.query(&[b"INCR", b"n"]).await.unwrap();
+    eventually("the last write", || async {
+        assert!(!progress.numbers.borrow().stopped, "the worker ended");
+        let n = pair.target.connect().await.query(&[b"GET", b"n"]).await.ok()?;
+        (n.bytes()?.as_ref() == b"201").then_some(())
+    })
+    .await;
+    drain.send_replace(true);
+    let stopped = worker.await.unwrap().unwrap().checkpoint.unwrap();
+    assert_ne!(stopped.replication_id, checkpoint.replication_id);
+}
