@@ -1,5 +1,7 @@
 //! The binary's promises to scripts: exit codes, what goes where.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 

@@ -442,8 +442,8 @@ impl Run {
         let policy = self.plan.failure_policy;
         let deadline = Duration::from_secs(policy.progress_deadline_seconds);
         if !deadline.is_zero() && self.last_progress.0.elapsed() > deadline {
-            let last = self.state.status.shards.iter().map(|shard| shard.last_error.as_str());
-            let last = last.filter(|error| !error.is_empty()).next().unwrap_or("no error was reported");
+            let mut last = self.state.status.shards.iter().map(|shard| shard.last_error.as_str());
+            let last = last.find(|error| !error.is_empty()).unwrap_or("no error was reported");
             let message = format!("no progress for {} s: {last}", policy.progress_deadline_seconds);
             return Err(Ended::Other { reason: reason::DEADLINE_EXCEEDED, message });
         }

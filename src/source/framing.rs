@@ -33,7 +33,7 @@ enum SplitState {
     Left(u64),
     /// Bytes that may be the beginning of the mark are held back; never more than `MARK - 1`.
     Until {
-        finder: memmem::Finder<'static>,
+        finder: Box<memmem::Finder<'static>>,
         held: Vec<u8>,
     },
     Done,
@@ -56,9 +56,10 @@ impl Splitter {
         Self {
             state: match framing {
                 Framing::Length(length) => SplitState::Left(length),
-                Framing::Mark(mark) => {
-                    SplitState::Until { finder: memmem::Finder::new(&mark).into_owned(), held: Vec::new() }
-                }
+                Framing::Mark(mark) => SplitState::Until {
+                    finder: Box::new(memmem::Finder::new(&mark).into_owned()),
+                    held: Vec::new(),
+                },
             },
         }
     }

@@ -502,9 +502,8 @@ async fn acknowledge(
         early = early.saturating_sub(1);
         tokio::time::sleep(ACK_SPACING).await;
         // An error means that nobody acknowledges any more: the period alone goes on.
-        match tokio::time::timeout(period, acknowledged.changed()).await {
-            Ok(Err(_)) => tokio::time::sleep(period).await,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(period, acknowledged.changed()).await {
+            tokio::time::sleep(period).await;
         }
     }
 }

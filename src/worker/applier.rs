@@ -10,7 +10,7 @@ use super::outbox::{Heard, Outbox, Trouble};
 use super::progress::{Numbers, Quarantined, ShardPhase, ShardProgress};
 use super::repair::{Fatal, Findings, Reading, Refusal, examine};
 use super::route::Router;
-use super::snapshot::{Applied, SnapshotRules, Staged};
+use super::snapshot::{Applied, KeyPlace, SnapshotRules, Staged};
 use super::stream::{Barrier, Moment, Stream, StreamPlace, StreamRules, Taken};
 use super::{Checkpoint, Stopped, TargetShape, WorkerError, WorkerSetup, snapshot};
 use crate::api::plan::ExistingKeys;
@@ -51,6 +51,7 @@ struct Place {
     commands: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "few live at a time, and each takes a decoder along anyway")]
 #[derive(Clone, Debug)]
 enum Stage {
     Snapshot { decoder: Box<Decoder>, crc: Crc },
@@ -58,6 +59,7 @@ enum Stage {
 }
 
 /// What the applier is in the middle of.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, and every event goes through it")]
 enum Work {
     Snapshot { decoder: Box<Decoder>, crc: Crc, staged: Option<Staged> },
     Stream(Stream),
@@ -513,8 +515,8 @@ impl Applier {
                 self.rules.replay = false;
             }
             let db = self.setup.database_map.get(&db).copied().unwrap_or(db);
-            let (rules, router, now) = (&self.rules, &self.router, self.moment.now);
-            let applied = snapshot::apply(&event, db, flavor, rules, router, staged, &mut self.outbox, now);
+            let at = KeyPlace { db, flavor, now_ms: self.moment.now };
+            let applied = snapshot::apply(&event, at, &self.rules, &self.router, staged, &mut self.outbox);
             self.at += consumed;
             match applied {
                 Applied::Nothing | Applied::Broadcast | Applied::Part { done: false, .. } => {}

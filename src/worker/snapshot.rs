@@ -66,16 +66,24 @@ pub struct Staged {
     commands_failed: Option<String>,
 }
 
-/// Turns one event into commands. `db`: database on the target.
+/// What an event does not say itself.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyPlace {
+    /// Database on the target.
+    pub db: u64,
+    /// Whose numbering of types applies.
+    pub flavor: Flavor,
+    pub now_ms: u64,
+}
+
+/// Turns one event into commands.
 pub fn apply<S>(
     event: &Event<'_>,
-    db: u64,
-    flavor: Flavor,
+    KeyPlace { db, flavor, now_ms }: KeyPlace,
     rules: &SnapshotRules,
     router: &Router,
     staged: &mut Option<Staged>,
     outbox: &mut Outbox<S>,
-    now_ms: u64,
 ) -> Applied {
     match event {
         Event::Key(record) => {

@@ -146,7 +146,7 @@ impl Stream {
             Some(0) => Taken::Done { commands: 0 },
             Some(count) => {
                 let frames = std::mem::take(&mut self.scratch);
-                let taken = self.forward_all(spec, &frames, count, end, rules, router, outbox);
+                let taken = self.forward_all(spec, (&frames, count), end, rules, router, outbox);
                 self.scratch = frames;
                 taken
             }
@@ -208,8 +208,7 @@ impl Stream {
     fn forward_all<S>(
         &mut self,
         spec: &CommandSpec,
-        frames: &[u8],
-        count: u32,
+        (frames, count): (&[u8], u32),
         end: u64,
         rules: &StreamRules,
         router: &Router,
