@@ -19,9 +19,8 @@
 //! ZMSCORE, XLEN, XRANGE, XINFO, XPENDING; SELECT with several databases; in a cluster READONLY,
 //! ASKING, CLUSTER SLOTS; CLIENT NO-TOUCH if allowed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -32,9 +31,11 @@ use crate::connection::{Address, ConnectionError};
 use crate::resp::{Next, ReplyVerdict};
 
 mod chunks;
+mod context;
 mod expiry;
 mod extra;
 mod frame;
+mod judge;
 mod keys;
 mod ledger;
 mod look;
@@ -45,22 +46,13 @@ mod side;
 mod values;
 mod wire;
 
-use expiry::Question;
+use context::Context;
 use extra::Pass;
-use frame::{Frame, FrameError};
-use keys::{Sample, Suspects};
-use ledger::Ledger;
+use frame::FrameError;
 use look::Findings;
 pub use side::{Deployment, NodeShare};
-use side::{Links, Side};
 pub use wire::WireError;
 
-/// Keys under suspicion take no more memory than this; past it the next round scans again.
-const SUSPECT_BYTES: usize = 64 << 20;
-/// Buckets of all ledgers together, 512 KiB: writes leave single buckets open, not all keys.
-const LEDGER_BUCKETS: usize = 1 << 16;
-/// Keys with this prefix are ours, on either side.
-const OWN_PREFIX: &[u8] = b"redis-migration:";
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Batches of keys that may wait between the scan and the comparison of values.
 const HARD_BATCHES: usize = 4;
@@ -127,9 +119,11 @@ pub struct VerifyReport {
     pub missing: u64,
     pub different: u64,
     pub extra: u64,
-    /// Keys that changed at every look, or hold an element too large for one reply, so that nothing
-    /// can be said; no differences.
+    /// Keys whose value changed at every look, or holds an element too large for one reply. Nothing
+    /// can be said about them: they are no differences, and not equal either.
     pub unsettled: u64,
+    /// The first of them, printable.
+    pub unsettled_keys: Vec<String>,
     /// Keys not equal at first sight that did not fit into memory in the last round, and were not
     /// looked at with care. Not zero: the sides are far apart, the counts above are too low.
     pub unchecked: u64,
@@ -259,11 +253,12 @@ async fn rounds(
     Ok(VerifyReport {
         mode: context.mode,
         rounds: ran,
-        keys_compared: context.compared.load(Ordering::Relaxed),
+        keys_compared: context.compared(),
         missing: findings.missing,
         different: findings.different,
         extra: findings.extra,
         unsettled: findings.unsettled,
+        unsettled_keys: findings.unsettled_keys,
         unchecked,
         samples: findings.samples,
     })
@@ -271,9 +266,7 @@ async fn rounds(
 
 /// Every key once, all nodes of both sides at the same time.
 async fn first_sight(context: &Arc<Context>) -> Result<(), VerifyError> {
-    context.compared.store(0, Ordering::Relaxed);
-    context.give_suspects(context.no_suspects());
-    context.groups.iter().for_each(|group| group.ledger.clear());
+    context.start_over();
     let mut tasks = JoinSet::new();
     for node in 0..context.source.nodes() {
         let context = Arc::clone(context);
@@ -323,258 +316,6 @@ async fn join(context: &Context, mut tasks: JoinSet<Result<(), VerifyError>>) ->
             _ = ticks.tick() => context.publish(),
         }
     }
-}
-
-/// Two databases that are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Pair {
-    source: u64,
-    target: u64,
-}
-
-/// A database of the target, with the keys of all source databases that end in it.
-struct Group {
-    /// Indexes of pairs, never empty.
-    pairs: Vec<usize>,
-    ledger: Ledger,
-}
-
-fn groups_of(pairs: &[Pair]) -> Vec<Group> {
-    let mut by_target: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    for (index, pair) in pairs.iter().enumerate() {
-        by_target.entry(pair.target).or_default().push(index);
-    }
-    let buckets = (LEDGER_BUCKETS / by_target.len().max(1)).max(256);
-    by_target.into_values().map(|pairs| Group { pairs, ledger: Ledger::new(buckets) }).collect()
-}
-
-/// What all tasks of one verification share.
-struct Context {
-    source: Arc<Side>,
-    target: Arc<Side>,
-    pairs: Vec<Pair>,
-    groups: Vec<Group>,
-    include: Option<KeyFilter>,
-    mode: VerifyMode,
-    sample: Option<Sample>,
-    question: Question,
-    source_memory_usage: bool,
-    target_memory_usage: bool,
-    chunk_above: u64,
-    max_samples: usize,
-    settle: Settle,
-    compared: AtomicU64,
-    /// Locked for the few keys that are not equal at first sight.
-    suspects: Mutex<Suspects>,
-    progress: watch::Sender<VerifyProgress>,
-}
-
-impl Context {
-    async fn prepare(
-        input: VerifyInput,
-        progress: watch::Sender<VerifyProgress>,
-    ) -> Result<Self, VerifyError> {
-        let VerifyInput {
-            source,
-            target,
-            databases,
-            include,
-            mode,
-            rounds: _,
-            max_samples,
-            chunk_above,
-            settle,
-        } = input;
-        let absolute = source.version.has_redis(7, 0) && target.version.has_redis(7, 0);
-        let source = Arc::new(Side::new(source));
-        let target = Arc::new(Side::new(target));
-        let held = key_counts(&source).await?;
-        let taken = key_counts(&target).await?;
-        let pairs = pairs_of(held.keys().copied(), taken.keys().copied(), &databases);
-        let keys_total = held.values().sum();
-        progress.send_modify(|progress| progress.keys_total = keys_total);
-        Ok(Self {
-            source_memory_usage: knows_memory_usage(&source).await?,
-            target_memory_usage: knows_memory_usage(&target).await?,
-            source,
-            target,
-            suspects: Mutex::new(Suspects::new(pairs.len(), SUSPECT_BYTES)),
-            groups: groups_of(&pairs),
-            pairs,
-            include,
-            mode,
-            sample: match mode {
-                VerifyMode::Sample { percent } => Some(Sample::percent(percent)),
-                VerifyMode::Full | VerifyMode::Keys => None,
-            },
-            question: if absolute { Question::Absolute } else { Question::Relative },
-            chunk_above,
-            max_samples,
-            settle,
-            compared: AtomicU64::new(0),
-            progress,
-        })
-    }
-
-    fn pair(&self, index: usize) -> Pair {
-        self.pairs.get(index).copied().unwrap_or(Pair { source: 0, target: 0 })
-    }
-
-    /// Other source databases that end in the same target database.
-    fn merged_with(&self, index: usize) -> Vec<u64> {
-        let this = self.pair(index);
-        let others = self.pairs.iter().filter(|pair| pair.target == this.target && **pair != this);
-        others.map(|pair| pair.source).collect()
-    }
-
-    fn visible(&self, pair: usize, key: &[u8]) -> bool {
-        !key.starts_with(OWN_PREFIX)
-            && self.sample.is_none_or(|sample| sample.picks(key))
-            && self.include.as_ref().is_none_or(|include| include(self.pair(pair).source, key))
-    }
-
-    /// Enters a key of the source into the ledger of the target database it belongs to.
-    fn enter(&self, pair: usize, key: &[u8]) {
-        let target = self.pair(pair).target;
-        let group = self
-            .groups
-            .iter()
-            .find(|group| group.pairs.first().is_some_and(|&first| self.pair(first).target == target));
-        if let Some(group) = group {
-            group.ledger.add(key);
-        }
-    }
-
-    fn suspect(&self, pair: usize, key: &[u8]) {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push(pair, key);
-    }
-
-    fn no_suspects(&self) -> Suspects {
-        Suspects::new(self.pairs.len(), SUSPECT_BYTES)
-    }
-
-    fn take_suspects(&self) -> Suspects {
-        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *suspects, self.no_suspects())
-    }
-
-    fn give_suspects(&self, suspects: Suspects) {
-        *self.suspects.lock().unwrap_or_else(PoisonError::into_inner) = suspects;
-    }
-
-    fn count_compared(&self, keys: usize) {
-        self.compared.fetch_add(keys as u64, Ordering::Relaxed);
-    }
-
-    fn begin_round(&self, round: u32) {
-        self.progress.send_modify(|progress| {
-            progress.round = round;
-            progress.differences = 0;
-        });
-    }
-
-    fn publish(&self) {
-        let suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
-        let keys_compared = self.compared.load(Ordering::Relaxed);
-        self.progress.send_modify(|progress| {
-            progress.keys_compared = keys_compared;
-            progress.suspects = suspects;
-        });
-    }
-
-    fn publish_differences(&self, differences: u64) {
-        self.publish();
-        self.progress.send_modify(|progress| progress.differences = differences);
-    }
-}
-
-/// Every source database that holds keys, and every target database that one of the source maps
-/// onto: keys in a target database that nothing maps onto are none of the migration's.
-fn pairs_of(
-    source: impl Iterator<Item = u64>,
-    target: impl Iterator<Item = u64>,
-    map: &BTreeMap<u64, u64>,
-) -> Vec<Pair> {
-    let mapped = |source: u64| map.get(&source).copied().unwrap_or(source);
-    let mut pairs: BTreeSet<Pair> = source.map(|source| Pair { source, target: mapped(source) }).collect();
-    for target in target {
-        let named = map.iter().filter(|(_, to)| **to == target).map(|(from, _)| *from);
-        let same = (mapped(target) == target).then_some(target);
-        pairs.extend(named.chain(same).map(|source| Pair { source, target }));
-    }
-    pairs.into_iter().collect()
-}
-
-/// Keys in each database of a side, from INFO.
-async fn key_counts(side: &Arc<Side>) -> Result<BTreeMap<u64, u64>, VerifyError> {
-    let mut counts = BTreeMap::new();
-    let mut links = side.links(0);
-    for node in 0..side.nodes() {
-        let text = match patient_info(&mut links, node).await? {
-            Some(text) => text,
-            // Not allowed: the first database is what can be assumed.
-            None => b"db0:keys=0".to_vec(),
-        };
-        for line in text.split(|byte| *byte == b'\n') {
-            let Some((db, keys)) = keyspace_line(line) else { continue };
-            *counts.entry(db).or_default() += keys;
-        }
-    }
-    Ok(counts)
-}
-
-async fn patient_info(links: &mut Links, node: usize) -> Result<Option<Vec<u8>>, VerifyError> {
-    let mut attempt = 0;
-    loop {
-        let asked = async {
-            let wire = links.open(node).await?;
-            let refusal = match wire.call(&[&b"INFO"[..], b"keyspace"]).await? {
-                Frame::Bulk(Some(text)) => return Ok(Some(text.to_vec())),
-                Frame::Error(text) => text.to_vec(),
-                _ => return Ok(None),
-            };
-            let error = VerifyError::refused(wire.address(), b"INFO", &refusal);
-            if error.is_transient() { Err(error) } else { Ok(None) }
-        };
-        match asked.await {
-            Err(error) if error.is_transient() && attempt < side::ATTEMPTS => {
-                links.reset();
-                side::back_off(attempt).await;
-                attempt += 1;
-            }
-            result => return result,
-        }
-    }
-}
-
-/// `db3:keys=12,expires=0,…`
-fn keyspace_line(line: &[u8]) -> Option<(u64, u64)> {
-    let line = std::str::from_utf8(line).ok()?.trim();
-    let (db, rest) = line.strip_prefix("db")?.split_once(":keys=")?;
-    let keys = rest.split(',').next()?;
-    Some((db.parse().ok()?, keys.parse().ok()?))
-}
-
-/// MEMORY USAGE came with Redis 4.0, and providers may forbid it.
-async fn knows_memory_usage(side: &Arc<Side>) -> Result<bool, VerifyError> {
-    if !side.deployment.version.has_redis(4, 0) {
-        return Ok(false);
-    }
-    let mut links = side.links(0);
-    let wire = links.open(0).await?;
-    let reply = wire.call(&[&b"MEMORY"[..], b"USAGE", b"redis-migration:probe"]).await?;
-    // In a cluster the probe may belong to another node, which is an answer, too.
-    Ok(match reply {
-        Frame::Error(text) => matches!(ReplyVerdict::of(text).next(), Next::Reroute | Next::RetryLater),
-        _ => true,
-    })
-}
-
-/// The value of `name:` in a reply of INFO; empty when there is none.
-fn info_field<'i>(info: &'i [u8], name: &[u8]) -> &'i [u8] {
-    let mut lines = info.split(|byte| *byte == b'\n');
-    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"));
-    value.unwrap_or_default().trim_ascii_end()
 }
 
 #[cfg(test)]

@@ -99,12 +99,13 @@ pub fn wait_equal_with(
 ) -> Result<Report> {
     let start = Instant::now();
     loop {
-        let report = compare_with(source, target, rules)?;
-        if report.differences.is_empty() {
-            return Ok(report);
-        }
-        if start.elapsed() > timeout {
-            anyhow::bail!("not equal after {timeout:?}: {report}");
+        let late = start.elapsed() > timeout;
+        match compare_with(source, target, rules) {
+            Ok(report) if report.differences.is_empty() => return Ok(report),
+            Ok(report) if late => anyhow::bail!("not equal after {timeout:?}: {report}"),
+            // A key may go while it is read: looked at again, like any other difference.
+            Err(error) if late => return Err(error),
+            Ok(_) | Err(_) => {}
         }
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -178,7 +178,10 @@ fn proxy_forwards_cuts_stalls_and_refuses() -> Result<()> {
     let open = || e2e::Conn::open(&endpoint.address, None);
     let mut conn = open()?;
     conn.run(args!["SET", "k", "v"])?;
-    assert!(proxy.forwarded() > 0);
+    // Counted once it is passed on, which the client may hear of first.
+    e2e::wait_until("bytes to be counted", std::time::Duration::from_secs(10), || {
+        Ok((proxy.forwarded() > 0).then_some(()))
+    })?;
     proxy.cut();
     assert!(conn.run(args!["GET", "k"]).is_err());
     assert_eq!(open()?.text(args!["GET", "k"])?, "v");

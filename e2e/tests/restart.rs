@@ -146,7 +146,8 @@ fn connection_to_the_target_is_cut() -> Result<()> {
     stop(tool).map(drop)
 }
 
-/// The backlog does not reach back far enough: a full sync, announced, replaces what is there.
+/// The backlog does not reach back far enough: a full sync, announced, replaces what is there. What the
+/// source deleted meanwhile stays on the target, and verification names it.
 #[test]
 fn full_resync_is_announced() -> Result<()> {
     let source = Options::new(VERSION).with("repl-backlog-size", "16kb").start()?;
@@ -164,9 +165,14 @@ fn full_resync_is_announced() -> Result<()> {
     tool.wait_for("an announced full resync", PATIENCE, |status| {
         status["replication"]["fullResyncs"].as_i64().unwrap_or(0) >= 1
     })?;
+    tool.wait_condition("Degraded", PATIENCE)?;
     tool.wait_condition("InSync", PATIENCE)?;
-    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
-    stop(tool).map(drop)
+    let finished = tool.expect_exit(3, PATIENCE)?;
+    let samples = finished.status()?["verification"]["samples"].clone();
+    assert_eq!(samples[0]["kind"], "Extra", "{samples}");
+    assert_eq!(samples[0]["key"], "string:int:0:0", "{samples}");
+    target.conn()?.run(args!["DEL", "string:int:0:0"])?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE).map(drop)
 }
 
 /// A second signal does not wait.

@@ -142,11 +142,17 @@ pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport) -> boo
         .collect();
     verification.completion_time = Some(now());
     let passed = report.differences() <= plan.verification.max_differences;
-    let VerifyReport { keys_compared, missing, different, extra, unchecked, .. } = report;
+    let VerifyReport { keys_compared, missing, different, extra, unchecked, unsettled, .. } = report;
     let mut message =
         format!("{keys_compared} keys compared: {missing} missing, {different} different, {extra} extra");
     if *unchecked > 0 {
         message.push_str(&format!(", {unchecked} more not equal at first sight"));
+    }
+    if *unsettled > 0 {
+        let named = report.unsettled_keys.join(", ");
+        message.push_str(&format!(
+            "; not settled, as they change all the time or are too large: {unsettled} ({named})"
+        ));
     }
     let why = if passed { reason::COMPLETED } else { reason::VERIFICATION_FAILED };
     state.set(conditions::VERIFIED, passed, why, &message);
@@ -193,7 +199,13 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
     match result {
         Ok(report) => {
             if show_report(&mut state, &plan, &report) {
-                state.finish(Phase::Completed, true, reason::COMPLETED, "source and target are equal");
+                let message = match report.unsettled {
+                    0 => "source and target are equal".to_owned(),
+                    unsettled => {
+                        format!("source and target are equal, but for {unsettled} key(s) not settled")
+                    }
+                };
+                state.finish(Phase::Completed, true, reason::COMPLETED, &message);
                 Outcome::Done
             } else {
                 let count = report.differences();

@@ -7,13 +7,16 @@
 //! the target, read both again. One that keeps changing is halved until only the elements that
 //! change remain undecided.
 
-use self::print::{Print, Printer, Reading};
-use super::frame::{Elements, Frame};
+use self::print::{Print, Reading};
+use self::question::{ElementPage, EntryPage, Question, after};
+use super::VerifyError;
+use super::context::Context;
+use super::frame::Frame;
 use super::questions::{amount, length_command};
 use super::side::Links;
-use super::{Context, VerifyError};
 
 pub(super) mod print;
+mod question;
 
 /// What a chunk should weigh, and how many elements it has at most.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -80,6 +83,9 @@ impl Pair<'_> {
             if self.differs(&range).await? {
                 return Ok(Some(format!("value, near byte {start}")));
             }
+            if self.unsettled > MAX_UNSETTLED {
+                return Ok(None);
+            }
         }
         self.length("string").await
     }
@@ -87,6 +93,9 @@ impl Pair<'_> {
     async fn list(&mut self) -> Result<Option<String>, VerifyError> {
         let length = self.source.ask(self.key, &[b"LLEN", self.key], amount).await?;
         let step = self.chunk_elements(length).await?;
+        let end = (step - 1).to_string();
+        let head = Question::range(b"LRANGE", b"0", end.as_bytes());
+        let head_before = head.ask(self.source, self.key).await?;
         for start in (0..length).step_by(step as usize) {
             let last = (start + step - 1).to_string();
             let first = start.to_string();
@@ -97,6 +106,11 @@ impl Pair<'_> {
             if self.unsettled > MAX_UNSETTLED {
                 return Ok(None);
             }
+        }
+        // Elements move when others before them go, and those that moved into a chunk already
+        // compared were not seen.
+        if head.ask(self.source, self.key).await? != head_before {
+            self.unsettled += 1;
         }
         self.length("list").await
     }
@@ -114,7 +128,11 @@ impl Pair<'_> {
         loop {
             let args = [scan, self.key, &cursor, b"COUNT", count.as_bytes()];
             let page = self.source.ask(self.key, &args, |frame| ElementPage::of(frame, kind)).await?;
-            let Some(page) = page else { return Ok(Some(format!("type, no {kind} any more"))) };
+            let Some(page) = page else {
+                // Replaced by a value of another type meanwhile.
+                self.unsettled += 1;
+                return Ok(None);
+            };
             if !page.elements.is_empty() {
                 let lookup = Question::lookup(kind, &page.elements);
                 let theirs = lookup.ask(self.target, self.key).await?;
@@ -141,21 +159,23 @@ impl Pair<'_> {
     async fn stream(&mut self) -> Result<Option<String>, VerifyError> {
         let length = self.source.ask(self.key, &[b"XLEN", self.key], amount).await?;
         let count = self.chunk_elements(length).await?.to_string();
+        let beyond = one_more(&count);
         let mut start = b"-".to_vec();
         loop {
-            let tail = [&start[..], b"+", b"COUNT", count.as_bytes()];
-            let question = Question::of(b"XRANGE", &tail, Reading::Raw);
-            if self.differs(&question).await? {
-                return Ok(Some(format!("entries from {}", start.escape_ascii())));
-            }
             let args = [&b"XRANGE"[..], self.key, &start, b"+", b"COUNT", count.as_bytes()];
-            match self.source.ask(self.key, &args, last_id).await? {
-                Some(last) => start = after(&last),
-                None => break,
+            let page = self.source.ask(self.key, &args, |frame| EntryPage::of(frame, Reading::Raw)).await?;
+            let Some(page) = page else { break };
+            // With its end, as the target may have entries between that the source has not.
+            let tail = [&start[..], &page.last, b"COUNT", beyond.as_bytes()];
+            let question = Question::of(b"XRANGE", &tail, Reading::Raw);
+            if self.differs_from(&page.print, &question).await? {
+                return Ok(Some(format!("entries from {}", start.escape_ascii())));
             }
             if self.unsettled > MAX_UNSETTLED {
                 return Ok(None);
             }
+            let Some(next) = after(&page.last) else { break };
+            start = next;
         }
         let question = Question::inner(b"XINFO", b"STREAM", Reading::StreamInfo);
         if self.differs(&question).await? {
@@ -175,16 +195,20 @@ impl Pair<'_> {
     }
 
     async fn pending(&mut self, group: &[u8], count: &str) -> Result<Option<String>, VerifyError> {
+        let beyond = one_more(count);
         let mut start = b"-".to_vec();
         loop {
-            let tail = [group, &start, b"+", count.as_bytes()];
-            if self.differs(&Question::of(b"XPENDING", &tail, Reading::Pending)).await? {
+            let args = [&b"XPENDING"[..], self.key, group, &start, b"+", count.as_bytes()];
+            let read = |frame: Frame<'_>| EntryPage::of(frame, Reading::Pending);
+            let Some(page) = self.source.ask(self.key, &args, read).await? else { return Ok(None) };
+            let tail = [group, &start, &page.last, beyond.as_bytes()];
+            let question = Question::of(b"XPENDING", &tail, Reading::Pending);
+            if self.differs_from(&page.print, &question).await? {
                 return Ok(Some("pending entries of a group".into()));
             }
-            let args = [&b"XPENDING"[..], self.key, group, &start, b"+", count.as_bytes()];
-            match self.source.ask(self.key, &args, last_id).await? {
-                Some(last) => start = after(&last),
-                None => return Ok(None),
+            match after(&page.last) {
+                Some(next) if self.unsettled <= MAX_UNSETTLED => start = next,
+                _ => return Ok(None),
             }
         }
     }
@@ -218,6 +242,18 @@ impl Pair<'_> {
         if ours == theirs {
             return Ok(false);
         }
+        self.settles_apart(question).await
+    }
+
+    /// As `differs`, where the source has answered already.
+    async fn differs_from(&mut self, ours: &Print, question: &Question<'_>) -> Result<bool, VerifyError> {
+        if *ours == question.ask(self.target, self.key).await? {
+            return Ok(false);
+        }
+        self.settles_apart(question).await
+    }
+
+    async fn settles_apart(&mut self, question: &Question<'_>) -> Result<bool, VerifyError> {
         Ok(match self.settle(question).await? {
             Agreement::Equal => false,
             Agreement::Different => true,
@@ -263,87 +299,6 @@ impl Pair<'_> {
     }
 }
 
-/// A question about part of a value, whose answer must be the same on both sides.
-struct Question<'q> {
-    command: &'q [u8],
-    /// Stands between command and key.
-    sub: Option<&'q [u8]>,
-    tail: Vec<&'q [u8]>,
-    reading: Reading,
-    /// Asked once per element of `tail`, where one command cannot take many.
-    single: Option<&'q [u8]>,
-}
-
-impl<'q> Question<'q> {
-    fn of(command: &'q [u8], tail: &[&'q [u8]], reading: Reading) -> Self {
-        Self { command, sub: None, tail: tail.to_vec(), reading, single: None }
-    }
-
-    fn range(command: &'q [u8], first: &'q [u8], last: &'q [u8]) -> Self {
-        Self::of(command, &[first, last], Reading::Raw)
-    }
-
-    fn inner(command: &'q [u8], sub: &'q [u8], reading: Reading) -> Self {
-        Self { sub: Some(sub), ..Self::of(command, &[], reading) }
-    }
-
-    fn lookup(kind: &str, elements: &'q [Vec<u8>]) -> Self {
-        let (command, single, reading): (&[u8], Option<&[u8]>, _) = match kind {
-            "hash" => (b"HMGET", None, Reading::Raw),
-            "set" => (b"SMISMEMBER", Some(b"SISMEMBER"), Reading::Raw),
-            _ => (b"ZMSCORE", Some(b"ZSCORE"), Reading::Scores),
-        };
-        let tail = elements.iter().map(Vec::as_slice).collect();
-        Self { command, sub: None, tail, reading, single }
-    }
-
-    fn field_expiries(elements: &'q [Vec<u8>]) -> Self {
-        // Redis 7.4 and Valkey 9: HPEXPIRETIME key FIELDS count field …
-        let mut question = Self::of(b"HPEXPIRETIME", &[b"FIELDS"], Reading::Expiries);
-        question.tail.extend(elements.iter().map(Vec::as_slice));
-        question
-    }
-
-    async fn ask(&self, links: &mut Links, key: &[u8]) -> Result<Print, VerifyError> {
-        let reading = self.reading;
-        if let Some(single) = self.single
-            && !links.version().has_redis(6, 2)
-        {
-            return self.one_by_one(links, key, single).await;
-        }
-        let count = (self.tail.len().saturating_sub(1)).to_string();
-        let mut args = vec![self.command];
-        args.extend(self.sub);
-        args.push(key);
-        args.extend(&self.tail);
-        if reading == Reading::Expiries {
-            args.insert(3, count.as_bytes());
-        }
-        links.ask(key, &args, |frame| Print::of(frame, reading)).await
-    }
-
-    /// Pipelined: before 6.2 no command takes many members.
-    async fn one_by_one(&self, links: &mut Links, key: &[u8], single: &[u8]) -> Result<Print, VerifyError> {
-        let wire = links.open(links.node_of(key)).await?;
-        for element in &self.tail {
-            wire.queue(&[single, key, element]);
-        }
-        wire.send().await?;
-        let mut printer = Printer::new();
-        for _ in &self.tail {
-            let refusal = match wire.reply().await? {
-                Frame::Error(text) => text.to_vec(),
-                frame => {
-                    printer.item(frame, self.reading);
-                    continue;
-                }
-            };
-            return Err(VerifyError::refused(wire.address(), single, &refusal));
-        }
-        Ok(printer.finish())
-    }
-}
-
 fn has_field_expiry(links: &Links) -> bool {
     let version = links.version();
     match version.flavor {
@@ -356,81 +311,7 @@ fn collection_length<'k>(kind: &str, key: &'k [u8]) -> [&'k [u8]; 2] {
     [length_command(kind).first().copied().unwrap_or_default(), key]
 }
 
-/// A page of HSCAN, SSCAN or ZSCAN.
-struct ElementPage {
-    cursor: Vec<u8>,
-    elements: Vec<Vec<u8>>,
-    /// What looking the elements up should answer.
-    print: Print,
-}
-
-impl ElementPage {
-    fn of(frame: Frame<'_>, kind: &str) -> Option<Self> {
-        let Frame::Array(Some(mut reply)) = frame else { return None };
-        let cursor = reply.next_bulk().ok()??.to_vec();
-        let Frame::Array(Some(mut items)) = reply.next_frame().ok()?? else { return None };
-        let mut elements = Vec::new();
-        let mut values = Vec::new();
-        while let Some(element) = items.next_bulk().ok()? {
-            elements.push(element.to_vec());
-            if kind != "set" {
-                values.push(items.next_frame().ok()??);
-            }
-        }
-        let print = match kind {
-            "set" => Print::of_items(elements.iter().map(|_| Frame::Integer(1)), Reading::Raw),
-            "hash" => Print::of_items(values.into_iter(), Reading::Raw),
-            _ => Print::of_items(values.into_iter(), Reading::Scores),
-        };
-        Some(Self { cursor, elements, print })
-    }
-}
-
-/// The id that begins the last entry of an XRANGE or XPENDING reply.
-fn last_id(frame: Frame<'_>) -> Option<Vec<u8>> {
-    let Frame::Array(Some(mut entries)) = frame else { return None };
-    let mut last: Option<Elements<'_>> = None;
-    while let Some(Frame::Array(Some(entry))) = entries.next_frame().ok()? {
-        last = Some(entry);
-    }
-    Some(last?.next_bulk().ok()??.to_vec())
-}
-
-/// The smallest id behind `id`; exclusive ranges are known from 6.2 only.
-fn after(id: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(id);
-    let (ms, seq) = text.split_once('-').unwrap_or((&text, "0"));
-    let ms: u64 = ms.parse().unwrap_or(u64::MAX);
-    let seq: u64 = seq.parse().unwrap_or(u64::MAX);
-    match seq.checked_add(1) {
-        Some(seq) => format!("{ms}-{seq}"),
-        None => format!("{}-0", ms.saturating_add(1)),
-    }
-    .into_bytes()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_followed() {
-        assert_eq!(after(b"5-7"), b"5-8");
-        assert_eq!(after(format!("5-{}", u64::MAX).as_bytes()), b"6-0");
-        let reply = b"*2\r\n*2\r\n$3\r\n1-1\r\n*0\r\n*2\r\n$3\r\n1-2\r\n*0\r\n";
-        let (frame, _) = Frame::parse(reply).unwrap();
-        assert_eq!(last_id(frame), Some(b"1-2".to_vec()));
-        assert_eq!(last_id(Frame::Array(None)), None);
-    }
-
-    #[test]
-    fn a_scanned_page_prints_as_its_lookup() {
-        let scan = b"*2\r\n$1\r\n0\r\n*4\r\n$1\r\na\r\n$3\r\n1.5\r\n$1\r\nb\r\n$3\r\ninf\r\n";
-        let lookup = b"*2\r\n$4\r\n1.50\r\n$3\r\ninf\r\n";
-        let page = ElementPage::of(Frame::parse(scan).unwrap().0, "zset").unwrap();
-        assert_eq!(page.elements, [b"a", b"b"]);
-        let lookup = Frame::parse(lookup).unwrap().0;
-        assert_eq!(page.print, Print::of(lookup, Reading::Scores));
-        assert_ne!(page.print, Print::of(lookup, Reading::Raw));
-    }
+/// A count that shows whether there is more than `count`.
+fn one_more(count: &str) -> String {
+    count.parse().map_or(CHUNK_ELEMENTS, |count: u64| count + 1).to_string()
 }

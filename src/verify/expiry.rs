@@ -17,11 +17,15 @@ pub enum Question {
 }
 
 impl Question {
-    pub fn command(self) -> &'static [u8] {
+    pub fn name(self) -> &'static str {
         match self {
-            Question::Absolute => b"PEXPIRETIME",
-            Question::Relative => b"PTTL",
+            Question::Absolute => "PEXPIRETIME",
+            Question::Relative => "PTTL",
         }
+    }
+
+    pub fn command(self) -> &'static [u8] {
+        self.name().as_bytes()
     }
 }
 

@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use super::VerifyError;
+use super::context::Context;
 use super::frame::Frame;
 use super::keys::KeyArena;
 use super::scan::{Resume, queue_page, read_page};
 use super::side::{ATTEMPTS, Links, back_off};
-use super::{Context, VerifyError};
 use crate::resp::{Next, ReplyVerdict};
 
 /// Keys of one EXISTS; when one is missing, so many are asked again one by one.

@@ -8,18 +8,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::chunks::{self, Chunked};
-use super::expiry::{Expiry, TOLERANCE_MS};
+use super::context::Context;
+use super::expiry::{Expiry, Question};
 use super::frame::{Frame, FrameError};
+use super::judge::{Finding, Judged, Mark, Slack, Value, judge};
 use super::keys::{KeyArena, Suspects, printable};
 use super::payload::ValueMark;
 use super::side::{ATTEMPTS, Links, back_off};
 use super::wire::WireError;
-use super::{Context, Difference, DifferenceKind, VerifyError, VerifyMode, questions};
+use super::{Difference, DifferenceKind, VerifyError, VerifyMode, questions};
 
 /// Keys looked at together, behind one wait for the target.
 const BATCH: usize = 512;
 /// Looks at a key that changes all the time, before it is called unsettled.
 const LOOKS: usize = 4;
+/// Keys named of those that could not be compared.
+const NAMED: usize = 3;
 
 /// What a look at all suspects found.
 #[derive(Default)]
@@ -27,8 +31,10 @@ pub(super) struct Findings {
     pub missing: u64,
     pub different: u64,
     pub extra: u64,
-    /// Keys whose value changed at every look.
+    /// Keys about which nothing can be said.
     pub unsettled: u64,
+    /// The first of them.
+    pub unsettled_keys: Vec<String>,
     pub samples: Vec<Difference>,
 }
 
@@ -62,7 +68,12 @@ pub(super) async fn look(
             for (key, verdict) in batch.iter().zip(verdicts) {
                 match verdict {
                     Verdict::Equal => continue,
-                    Verdict::Unsettled => findings.unsettled += 1,
+                    Verdict::Unsettled => {
+                        findings.unsettled += 1;
+                        if findings.unsettled_keys.len() < NAMED {
+                            findings.unsettled_keys.push(printable(key));
+                        }
+                    }
                     Verdict::Differs(kind, detail) => {
                         *match kind {
                             DifferenceKind::Missing => &mut findings.missing,
@@ -86,22 +97,36 @@ pub(super) async fn look(
 #[derive(Clone)]
 enum Verdict {
     Equal,
+    /// Not compared: it changed at every look, or cannot be read.
     Unsettled,
     Differs(DifferenceKind, String),
 }
 
-/// One key on one side at one moment.
-enum Mark {
-    Absent,
-    Present { kind: String, expiry: Expiry, left: Expiry, value: Value },
+impl Verdict {
+    fn of(found: Finding) -> Self {
+        Verdict::Differs(found.kind(), found.detail)
+    }
 }
 
-enum Value {
-    /// `Keys` mode.
-    Ignored,
-    /// Too heavy to be asked for whole.
-    Heavy,
-    Marked(ValueMark),
+/// A key on which no look has decided yet, by its index in the batch.
+struct Open {
+    index: usize,
+    /// What all looks so far found alike.
+    lasting: Option<Finding>,
+}
+
+struct Readings {
+    before: Vec<Mark>,
+    theirs: Vec<Mark>,
+    after: Vec<Mark>,
+    slack: Slack,
+}
+
+impl Readings {
+    fn marks(&self) -> impl Iterator<Item = (&Mark, &Mark, &Mark)> {
+        let source = self.before.iter().zip(&self.after);
+        source.zip(&self.theirs).map(|((before, after), theirs)| (before, theirs, after))
+    }
 }
 
 struct Looker<'c> {
@@ -131,39 +156,37 @@ impl Looker<'_> {
     async fn batch(&mut self, keys: &[&[u8]]) -> Result<Vec<Verdict>, VerifyError> {
         let mut verdicts = vec![Verdict::Unsettled; keys.len()];
         let mut heavy = Vec::new();
-        let mut open: Vec<usize> = (0..keys.len()).collect();
-        for _ in 0..LOOKS {
+        let mut open: Vec<Open> = (0..keys.len()).map(|index| Open { index, lasting: None }).collect();
+        for look in 0..LOOKS {
             if open.is_empty() {
                 break;
             }
-            let asked: Vec<&[u8]> = open.iter().filter_map(|&index| keys.get(index).copied()).collect();
-            let since = Instant::now();
-            let before = marks(self.context, &mut self.source, &asked, true).await?;
-            (self.context.settle)().await;
-            let (theirs, after) = tokio::try_join!(
-                marks(self.context, &mut self.target, &asked, false),
-                marks(self.context, &mut self.source, &asked, true),
-            )?;
-            let slack = since.elapsed().as_millis() as i64;
+            let asked: Vec<&[u8]> = open.iter().filter_map(|open| keys.get(open.index).copied()).collect();
+            let readings = self.read(&asked).await?;
             let mut unsettled = Vec::new();
-            for (((&index, before), theirs), after) in open.iter().zip(&before).zip(&theirs).zip(&after) {
-                let judged = judge(before, theirs, after, slack);
-                if let Some(verdict) = verdicts.get_mut(index) {
-                    *verdict = match judged {
-                        Judged::Equal => Verdict::Equal,
-                        Judged::Heavy(kind) => {
-                            heavy.push((index, kind));
-                            Verdict::Equal
-                        }
-                        Judged::Differs(kind, detail) => Verdict::Differs(kind, detail),
-                        Judged::Moving => {
-                            unsettled.push(index);
-                            Verdict::Unsettled
-                        }
-                    };
+            for (key, (before, theirs, after)) in open.iter_mut().zip(readings.marks()) {
+                let Some(verdict) = verdicts.get_mut(key.index) else { continue };
+                match judge(before, theirs, after, readings.slack) {
+                    Judged::Equal => *verdict = Verdict::Equal,
+                    // Stays unsettled until its chunks have been compared.
+                    Judged::Heavy(kind) => heavy.push((key.index, kind)),
+                    Judged::Differs(found) => *verdict = Verdict::of(found),
+                    Judged::Moving(found) => {
+                        let before = key.lasting.take();
+                        let same = |found: &Finding| {
+                            look == 0 || before.is_some_and(|before| before.aspect == found.aspect)
+                        };
+                        unsettled.push(Open { index: key.index, lasting: found.filter(same) });
+                    }
                 }
             }
             open = unsettled;
+        }
+        // What every look found is no write on its way, though the value never came to rest.
+        for Open { index, lasting } in open {
+            if let (Some(found), Some(verdict)) = (lasting, verdicts.get_mut(index)) {
+                *verdict = Verdict::of(found);
+            }
         }
         for (index, kind) in heavy {
             let (Some(key), Some(verdict)) = (keys.get(index), verdicts.get_mut(index)) else { continue };
@@ -188,6 +211,27 @@ impl Looker<'_> {
         Ok(verdicts)
     }
 
+    /// Source, target, and source again, with a wait for the target behind the first.
+    async fn read(&mut self, keys: &[&[u8]]) -> Result<Readings, VerifyError> {
+        let context = self.context;
+        let clock = Instant::now();
+        let before = marks(context, &mut self.source, keys, clock, context.source_memory_usage).await?;
+        let first = millis(clock);
+        (context.settle)().await;
+        let settled = millis(clock);
+        let (theirs, after) = tokio::try_join!(
+            marks(context, &mut self.target, keys, clock, context.target_memory_usage),
+            marks(context, &mut self.source, keys, clock, context.source_memory_usage),
+        )?;
+        let reading = millis(clock) - settled;
+        let expiry = match context.question {
+            Question::Absolute => 0,
+            // A time left is known to lie within the reading that asked for it.
+            Question::Relative => first + reading,
+        };
+        Ok(Readings { before, theirs, after, slack: Slack { expiry, reading } })
+    }
+
     /// Where several databases are merged into one, an extra key may come from another of them.
     async fn spare_merged(&mut self, keys: &[&[u8]], verdicts: &mut [Verdict]) -> Result<(), VerifyError> {
         for other in self.context.merged_with(self.pair) {
@@ -206,130 +250,37 @@ impl Looker<'_> {
     }
 }
 
-enum Judged {
-    Equal,
-    Moving,
-    Heavy(String),
-    Differs(DifferenceKind, String),
-}
-
-/// `before` and `after` are the source around the moment of `theirs`, the target.
-fn judge(before: &Mark, theirs: &Mark, after: &Mark, slack: i64) -> Judged {
-    let compared = difference(after, theirs, slack);
-    match compared {
-        Compared::Equal => return Judged::Equal,
-        Compared::Heavy(kind) => return Judged::Heavy(kind),
-        Compared::Differs(..) => {}
-    }
-    match difference(before, theirs, slack) {
-        Compared::Equal => return Judged::Equal,
-        Compared::Heavy(kind) => return Judged::Heavy(kind),
-        Compared::Differs(..) => {}
-    }
-    match (difference(before, after, slack), compared) {
-        (Compared::Equal, Compared::Differs(kind, detail)) => Judged::Differs(kind, detail),
-        _ => Judged::Moving,
-    }
-}
-
-enum Compared {
-    Equal,
-    /// Equal but for a value that is too heavy to tell at once; its type.
-    Heavy(String),
-    Differs(DifferenceKind, String),
-}
-
-fn difference(ours: &Mark, theirs: &Mark, slack: i64) -> Compared {
-    // A key about to expire may be gone on one side already.
-    let expiring = |left: Expiry| matches!(left, Expiry::At(left) if left <= TOLERANCE_MS + slack);
-    let differs = |detail: String| Compared::Differs(DifferenceKind::Different, detail);
-    match (ours, theirs) {
-        (Mark::Absent, Mark::Absent) => Compared::Equal,
-        (Mark::Present { left, .. }, Mark::Absent) | (Mark::Absent, Mark::Present { left, .. })
-            if expiring(*left) =>
-        {
-            Compared::Equal
-        }
-        (Mark::Present { kind, .. }, Mark::Absent) => {
-            Compared::Differs(DifferenceKind::Missing, kind.clone())
-        }
-        (Mark::Absent, Mark::Present { kind, .. }) => Compared::Differs(DifferenceKind::Extra, kind.clone()),
-        (
-            Mark::Present { kind: our_kind, expiry: our_expiry, value: ours, .. },
-            Mark::Present { kind: their_kind, expiry: their_expiry, value: theirs, .. },
-        ) => {
-            if our_kind != their_kind {
-                return differs(format!("type {our_kind} ≠ {their_kind}"));
-            }
-            if let Some(apart) = our_expiry.apart(*their_expiry, slack) {
-                return differs(apart.to_string());
-            }
-            match (ours, theirs) {
-                (Value::Ignored, _) | (_, Value::Ignored) => Compared::Equal,
-                (Value::Marked(ours), Value::Marked(theirs)) if ours.agrees(theirs) => Compared::Equal,
-                (Value::Marked(ours), Value::Marked(theirs)) => {
-                    let decoded = ours.is_decoded() && theirs.is_decoded();
-                    differs(if decoded { "value" } else { "serialized value, type not understood" }.into())
-                }
-                _ => Compared::Heavy(our_kind.clone()),
-            }
-        }
-    }
-}
-
-/// Reads each key on one side. Slack for relative expiries is the caller's.
+/// Reads each key on one side. Relative expiries are counted from `clock`, so that readings at
+/// different times can be compared.
 async fn marks(
     context: &Context,
     links: &mut Links,
     keys: &[&[u8]],
-    source: bool,
+    clock: Instant,
+    memory_usage: bool,
 ) -> Result<Vec<Mark>, VerifyError> {
     let types = questions::types(links, keys).await?;
-    let head = [context.question.command()];
-    let expiries = questions::each(links, keys, |_| &head, |frame| Expiry::of(&frame)).await?;
-    let lefts = questions::each(links, keys, |_| &[b"PTTL"], |frame| Expiry::of(&frame)).await?;
-    let mut values: Vec<Option<Value>> = Vec::new();
-    if context.mode == VerifyMode::Keys {
-        values.extend(keys.iter().map(|_| Some(Value::Ignored)));
+    let lefts = expiries(links, keys, Question::Relative).await?;
+    let expiries = match context.question {
+        Question::Absolute => expiries(links, keys, Question::Absolute).await?,
+        Question::Relative => {
+            let passed = millis(clock);
+            let later = |left: &Expiry| match *left {
+                Expiry::At(left) => Expiry::At(left.saturating_add(passed)),
+                other => other,
+            };
+            lefts.iter().map(later).collect()
+        }
+    };
+    let values = if context.mode == VerifyMode::Keys {
+        keys.iter().map(|_| Some(Value::Ignored)).collect()
     } else {
-        let memory_usage = if source { context.source_memory_usage } else { context.target_memory_usage };
-        let weights = questions::weights(links, keys, &types, memory_usage).await?;
-        let mut light = Vec::new();
-        for (index, weight) in weights.into_iter().enumerate() {
-            if weight > context.chunk_above {
-                values.push(Some(Value::Heavy));
-            } else {
-                values.push(None);
-                light.push((index, weight));
-            }
-        }
-        let flavor = links.version().flavor;
-        for group in questions::groups(&light) {
-            let asked: Vec<&[u8]> = group.iter().filter_map(|&(index, _)| keys.get(index).copied()).collect();
-            let payloads = questions::each(
-                links,
-                &asked,
-                |_| &[b"DUMP"],
-                |frame| match frame {
-                    Frame::Bulk(Some(payload)) => Some(Value::Marked(ValueMark::of(payload, flavor))),
-                    Frame::TooLong(_) => Some(Value::Heavy),
-                    _ => None,
-                },
-            )
-            .await?;
-            for (&(index, _), value) in group.iter().zip(payloads) {
-                if let Some(place) = values.get_mut(index) {
-                    *place = value;
-                }
-            }
-        }
-    }
+        values(context, links, keys, &types, memory_usage).await?
+    };
     let seen = types.into_iter().zip(expiries).zip(lefts).zip(values);
     Ok(seen
-        .map(|(((kind, expiry), left), value)| match (expiry, left, value) {
-            (Some(expiry), Some(left), Some(value))
-                if kind != "none" && expiry != Expiry::NoKey && left != Expiry::NoKey =>
-            {
+        .map(|(((kind, expiry), left), value)| match value {
+            Some(value) if kind != "none" && expiry != Expiry::NoKey && left != Expiry::NoKey => {
                 Mark::Present { kind, expiry, left, value }
             }
             _ => Mark::Absent,
@@ -337,48 +288,55 @@ async fn marks(
         .collect())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use DifferenceKind::*;
+async fn expiries(links: &mut Links, keys: &[&[u8]], question: Question) -> Result<Vec<Expiry>, VerifyError> {
+    let head = [question.command()];
+    let replies = questions::each(links, keys, |_| &head, |frame| Expiry::of(&frame)).await?;
+    let known = replies.into_iter().zip(keys).map(|(reply, key)| {
+        // An answer that is none must not pass for a key that is not there.
+        reply.ok_or_else(|| links.unexpected(key, question.name()))
+    });
+    known.collect()
+}
 
-    fn present(kind: &str, expiry: Expiry) -> Mark {
-        Mark::Present { kind: kind.into(), expiry, left: expiry, value: Value::Ignored }
-    }
-
-    fn differs(judged: Judged) -> Option<(DifferenceKind, String)> {
-        match judged {
-            Judged::Differs(kind, detail) => Some((kind, detail)),
-            _ => None,
+/// `None` for a key that is not there.
+async fn values(
+    context: &Context,
+    links: &mut Links,
+    keys: &[&[u8]],
+    types: &[String],
+    memory_usage: bool,
+) -> Result<Vec<Option<Value>>, VerifyError> {
+    let weights = questions::weights(links, keys, types, memory_usage).await?;
+    let mut values: Vec<Option<Value>> = Vec::with_capacity(keys.len());
+    let mut light = Vec::new();
+    for (index, weight) in weights.into_iter().enumerate() {
+        if weight > context.chunk_above {
+            values.push(Some(Value::Heavy));
+        } else {
+            values.push(None);
+            light.push((index, weight));
         }
     }
-
-    #[test]
-    fn only_a_source_at_rest_convicts() {
-        let key = || present("set", Expiry::Never);
-        let found = differs(judge(&key(), &Mark::Absent, &key(), 0));
-        assert_eq!(found, Some((Missing, "set".into())));
-        // Created between the two readings: may be on its way.
-        assert!(matches!(judge(&Mark::Absent, &Mark::Absent, &key(), 0), Judged::Equal));
-        let other = || present("list", Expiry::Never);
-        let third = present("zset", Expiry::Never);
-        assert!(matches!(judge(&key(), &third, &other(), 0), Judged::Moving));
-        assert!(matches!(judge(&key(), &other(), &other(), 0), Judged::Equal));
-        assert!(matches!(judge(&key(), &key(), &other(), 0), Judged::Equal));
-        let found = differs(judge(&Mark::Absent, &key(), &Mark::Absent, 0));
-        assert_eq!(found, Some((Extra, "set".into())));
-        let found = differs(judge(&key(), &other(), &key(), 0));
-        assert_eq!(found, Some((Different, "type set ≠ list".into())));
+    let flavor = links.version().flavor;
+    for group in questions::groups(&light) {
+        let asked: Vec<&[u8]> = group.iter().filter_map(|&(index, _)| keys.get(index).copied()).collect();
+        let read = |frame: Frame<'_>| match frame {
+            Frame::Bulk(Some(payload)) => Some(Some(Value::Marked(ValueMark::of(payload, flavor)))),
+            Frame::Bulk(None) => Some(None),
+            Frame::TooLong(_) => Some(Some(Value::Heavy)),
+            _ => None,
+        };
+        let payloads = questions::each(links, &asked, |_| &[b"DUMP"], read).await?;
+        for ((&(index, _), key), payload) in group.iter().zip(&asked).zip(payloads) {
+            let value = payload.ok_or_else(|| links.unexpected(key, "DUMP"))?;
+            if let Some(place) = values.get_mut(index) {
+                *place = value;
+            }
+        }
     }
+    Ok(values)
+}
 
-    #[test]
-    fn keys_about_to_expire_are_no_difference() {
-        let soon = || present("hash", Expiry::At(900));
-        let later = || present("hash", Expiry::At(30_000));
-        assert!(matches!(judge(&soon(), &Mark::Absent, &soon(), 0), Judged::Equal));
-        assert!(matches!(judge(&Mark::Absent, &soon(), &Mark::Absent, 0), Judged::Equal));
-        assert!(differs(judge(&later(), &Mark::Absent, &later(), 0)).is_some());
-        let found = differs(judge(&later(), &present("hash", Expiry::At(32_500)), &later(), 0));
-        assert_eq!(found, Some((Different, "expiry 2.5 s apart".into())));
-    }
+fn millis(since: Instant) -> i64 {
+    since.elapsed().as_millis() as i64
 }

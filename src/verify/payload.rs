@@ -29,6 +29,7 @@ pub(super) fn equal(ours: (&[u8], Flavor), theirs: (&[u8], Flavor)) -> bool {
 pub(super) struct ValueMark {
     /// Of the payload's bytes, without the footer.
     bytes: u64,
+    /// 0 for what is too short to be a payload, and equals nothing.
     length: usize,
     /// `None`: of a type that cannot be decoded, such as a module's.
     digest: Option<ValueDigest>,
@@ -43,7 +44,7 @@ impl ValueMark {
     }
 
     pub fn agrees(&self, other: &ValueMark) -> bool {
-        if self.length == other.length && self.bytes == other.bytes {
+        if self.length > 0 && self.length == other.length && self.bytes == other.bytes {
             return true;
         }
         match (&self.digest, &other.digest) {

@@ -3,8 +3,7 @@
 
 use super::VerifyError;
 use super::frame::Frame;
-use super::side::Links;
-use crate::resp::{Next, ReplyVerdict};
+use super::side::{Links, is_answer};
 
 /// Values asked for together weigh no more than this, or are one alone.
 const GROUP_BYTES: u64 = 4 << 20;
@@ -12,8 +11,8 @@ const GROUP_BYTES: u64 = 4 << 20;
 const ELEMENT_BYTES: u64 = 256;
 
 /// Asks `head key tail` about each key; `read` makes a value of the reply. Keys that have moved, or
-/// whose node is busy, are asked for again with patience. What `read` sees as an error is
-/// WRONGTYPE or an unknown command.
+/// whose node is busy, are asked for again with patience. What `read` sees as an error is one that
+/// [`is_answer`] lets through.
 pub(super) async fn each<'h, T: Send>(
     links: &mut Links,
     keys: &[&[u8]],
@@ -47,25 +46,15 @@ pub(super) async fn each<'h, T: Send>(
     Ok(settled)
 }
 
-/// True for an error reply that says something about the value or the server's age.
-fn is_answer(text: &[u8]) -> bool {
-    let verdict = ReplyVerdict::of(text);
-    verdict.next() == Next::Quarantine
-        && matches!(verdict, ReplyVerdict::WrongType | ReplyVerdict::UnknownCommand)
-}
-
 /// TYPE of each key; `none` when there is no such key.
 pub(super) async fn types(links: &mut Links, keys: &[&[u8]]) -> Result<Vec<String>, VerifyError> {
-    each(
-        links,
-        keys,
-        |_| &[b"TYPE"],
-        |frame| match frame {
-            Frame::Simple(name) => String::from_utf8_lossy(name).into_owned(),
-            _ => String::new(),
-        },
-    )
-    .await
+    let read = |frame: Frame<'_>| match frame {
+        Frame::Simple(name) => Some(String::from_utf8_lossy(name).into_owned()),
+        _ => None,
+    };
+    let types = each(links, keys, |_| &[b"TYPE"], read).await?;
+    let known = types.into_iter().zip(keys);
+    known.map(|(kind, key)| kind.ok_or_else(|| links.unexpected(key, "TYPE"))).collect()
 }
 
 /// About how many bytes each value takes, 0 for what is gone. `types` are those of [`types`].

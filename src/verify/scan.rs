@@ -7,17 +7,17 @@
 //! cluster. Whatever is no short string goes to [`super::values`].
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::context::Context;
 use super::expiry::{Expiry, Question};
 use super::frame::Frame;
 use super::keys::KeyArena;
 use super::side::{ATTEMPTS, Links, back_off};
 use super::values::HardKeys;
 use super::wire::Wire;
-use super::{Context, VerifyError, VerifyMode};
+use super::{VerifyError, VerifyMode};
 use crate::resp::{Next, ReplyVerdict};
 
 /// Keys a page: enough to hide the round trip, few enough that what SCAN touched is still in the
@@ -107,22 +107,21 @@ impl NodeScan {
         wire.send().await?;
         let mut page = Page::default();
         self.read_page(&mut page).await?;
-        let mut asked: Option<(Page, Instant)> = None;
+        let mut asked: Option<Page> = None;
         loop {
             let more = page.next != b"0";
             self.ask_about(&page, more).await?;
-            let now = Instant::now();
             let mut spare = Page::default();
-            if let Some((before, since)) = asked.take() {
-                self.judge(&before, since).await?;
+            if let Some(before) = asked.take() {
+                self.judge(&before).await?;
                 self.resume.cursor.clone_from(&before.next);
                 spare = before;
             }
             if !more {
-                return self.judge(&page, now).await;
+                return self.judge(&page).await;
             }
             self.read_page(&mut spare).await?;
-            asked = Some((std::mem::replace(&mut page, spare), now));
+            asked = Some(std::mem::replace(&mut page, spare));
         }
     }
 
@@ -166,7 +165,7 @@ impl NodeScan {
         self.target.send_all().await
     }
 
-    async fn judge(&mut self, page: &Page, since: Instant) -> Result<(), VerifyError> {
+    async fn judge(&mut self, page: &Page) -> Result<(), VerifyError> {
         for (key, &node) in page.keys.iter().zip(&page.nodes) {
             let source = self.source.wire(self.node)?;
             let target = self.target.wire(node)?;
@@ -183,12 +182,12 @@ impl NodeScan {
             })?;
             let ours = Expiry::of(&source.reply().await?);
             let theirs = Expiry::of(&target.reply().await?);
-            let slack = match self.question {
-                Question::Absolute => 0,
-                Question::Relative => since.elapsed().as_millis() as i64,
-            };
+            // A key that went between the two questions is looked at with care, and so is one whose
+            // relative expiry seems further apart because one side answered late.
             let expiries_agree = match (ours, theirs) {
-                (Some(ours), Some(theirs)) => ours.apart(theirs, slack).is_none(),
+                (Some(ours), Some(theirs)) => {
+                    (ours == Expiry::NoKey) == (theirs == Expiry::NoKey) && ours.apart(theirs, 0).is_none()
+                }
                 _ => false,
             };
             match sight {
@@ -227,7 +226,7 @@ impl Resume {
     /// Starts over when another process than before answers, or when it cannot be told.
     pub async fn check(&mut self, wire: &mut Wire) -> Result<(), VerifyError> {
         let run_id = match wire.call(&[&b"INFO"[..], b"server"]).await? {
-            Frame::Bulk(Some(info)) => super::info_field(info, b"run_id").to_vec(),
+            Frame::Bulk(Some(info)) => info_field(info, b"run_id").to_vec(),
             _ => Vec::new(),
         };
         if run_id.is_empty() || run_id != self.run_id || self.cursor.is_empty() {
@@ -236,6 +235,13 @@ impl Resume {
         self.run_id = run_id;
         Ok(())
     }
+}
+
+/// The value of `name:` in a reply of INFO; empty when there is none.
+fn info_field<'i>(info: &'i [u8], name: &[u8]) -> &'i [u8] {
+    let mut lines = info.split(|byte| *byte == b'\n');
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"));
+    value.unwrap_or_default().trim_ascii_end()
 }
 
 pub(super) fn queue_page(wire: &mut Wire, cursor: &[u8]) {
@@ -308,4 +314,15 @@ fn key_error(frame: Frame<'_>) -> Result<Option<ReplyVerdict>, Vec<u8>> {
     let of_key = verdict.next() == Next::Reroute
         || matches!(verdict, ReplyVerdict::WrongType | ReplyVerdict::TryAgain);
     if of_key { Ok(Some(verdict)) } else { Err(text.to_vec()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn info_is_read() {
+        assert_eq!(info_field(b"# Server\r\nrun_id:abc\r\nx:1\r\n", b"run_id"), b"abc");
+        assert_eq!(info_field(b"# Server\r\n", b"run_id"), b"");
+    }
 }

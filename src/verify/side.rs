@@ -45,6 +45,15 @@ pub(super) async fn back_off(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(millis)).await;
 }
 
+/// True for an error reply that says something about the value. All others concern the node or our
+/// rights: two sides that refuse the same command must not pass for equal.
+pub(super) fn is_answer(text: &[u8]) -> bool {
+    // A consumer group or, to XINFO, a key that is gone by now.
+    text.starts_with(b"NOGROUP")
+        || text.starts_with(b"ERR no such key")
+        || ReplyVerdict::of(text) == ReplyVerdict::WrongType
+}
+
 pub(super) struct Side {
     pub deployment: Deployment,
     /// Replaced as a whole when slots moved; held for a clone of the pointer only.
@@ -200,9 +209,17 @@ impl Links {
         self.detours.clear();
     }
 
+    /// For a reply about `key` that is of another kind than `command` has.
+    pub fn unexpected(&self, key: &[u8], command: &'static str) -> VerifyError {
+        match self.layout.nodes.get(self.node_of(key)) {
+            Some(node) => VerifyError::Unexpected { address: node.address.clone(), command },
+            None => VerifyError::NoNode,
+        }
+    }
+
     /// One command about `key` to whoever holds it now; follows redirections, waits out states that
-    /// pass, reconnects. `read` turns the reply into a value; an error reply it sees is WRONGTYPE
-    /// or an unknown command.
+    /// pass, reconnects. `read` turns the reply into a value; an error reply it sees is one that
+    /// [`is_answer`] lets through.
     pub async fn ask<T: Send>(
         &mut self,
         key: &[u8],
@@ -278,12 +295,8 @@ impl Links {
                 let verdict = ReplyVerdict::of(text);
                 match verdict.next() {
                     Next::Reroute | Next::RetryLater => return Ok(Err(verdict)),
-                    _ => match verdict {
-                        ReplyVerdict::WrongType | ReplyVerdict::UnknownCommand => {
-                            return Ok(Ok(read(Frame::Error(text))));
-                        }
-                        _ => text.to_vec(),
-                    },
+                    _ if is_answer(text) => return Ok(Ok(read(Frame::Error(text)))),
+                    _ => text.to_vec(),
                 }
             }
             frame => return Ok(Ok(read(frame))),
@@ -355,6 +368,17 @@ mod tests {
 
     fn node(port: u16, slots: RangeInclusive<u16>) -> NodeShare {
         NodeShare { address: Address { host: "h".into(), port }, slots: vec![slots], replica: false }
+    }
+
+    #[test]
+    fn only_what_is_said_about_a_value_is_an_answer() {
+        for text in ["WRONGTYPE Operation against", "NOGROUP No such key", "ERR no such key"] {
+            assert!(is_answer(text.as_bytes()), "{text}");
+        }
+        for text in ["ERR unknown command 'DUMP'", "NOPERM this user", "LOADING", "MOVED 1 a:1", "ERR other"]
+        {
+            assert!(!is_answer(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::context::Context;
 use super::frame::Frame;
 use super::keys::KeyArena;
 use super::side::{ATTEMPTS, Links, back_off};
-use super::{Context, VerifyError, payload, questions};
+use super::{VerifyError, payload, questions};
 
 /// Keys that the scan passes on.
 #[derive(Default)]

@@ -31,6 +31,9 @@ pub enum Print {
     /// Two hashes of the same content.
     Content(u64, u64),
     Times(Vec<i64>),
+    /// An error, or a reply too long to be kept. Equal to nothing, not even to its like: two sides
+    /// that both do not tell have not been compared.
+    Unknown,
 }
 
 impl PartialEq for Print {
@@ -56,6 +59,7 @@ impl Print {
             Frame::Array(Some(mut items)) => {
                 Self::of_items(std::iter::from_fn(|| items.next_frame().ok().flatten()), reading)
             }
+            Frame::Error(_) | Frame::TooLong(_) => Print::Unknown,
             frame => {
                 let mut printer = Printer::new();
                 printer.item(frame, reading);
@@ -68,10 +72,10 @@ impl Print {
     pub fn of_items<'a>(items: impl Iterator<Item = Frame<'a>>, reading: Reading) -> Print {
         if reading == Reading::Expiries {
             let time = |item| match item {
-                Frame::Integer(time) => time,
-                _ => i64::MIN,
+                Frame::Integer(time) => Some(time),
+                _ => None,
             };
-            return Print::Times(items.map(time).collect());
+            return items.map(time).collect::<Option<_>>().map_or(Print::Unknown, Print::Times);
         }
         let mut printer = Printer::new();
         match reading {
@@ -130,6 +134,8 @@ fn pick(items: &[Frame<'_>], wanted: &[&str]) -> Vec<Vec<u8>> {
 pub struct Printer {
     first: DefaultHasher,
     second: DefaultHasher,
+    /// An item was none that can be compared.
+    unknown: bool,
 }
 
 impl Printer {
@@ -137,11 +143,14 @@ impl Printer {
         let first = DefaultHasher::new();
         let mut second = DefaultHasher::new();
         second.write_u8(1);
-        Self { first, second }
+        Self { first, second, unknown: false }
     }
 
     pub fn finish(self) -> Print {
-        Print::Content(self.first.finish(), self.second.finish())
+        match self.unknown {
+            true => Print::Unknown,
+            false => Print::Content(self.first.finish(), self.second.finish()),
+        }
     }
 
     pub fn item(&mut self, frame: Frame<'_>, reading: Reading) {
@@ -157,9 +166,8 @@ impl Printer {
             }
             (Frame::Bulk(Some(text)), _) => self.content(b'$', text),
             (Frame::Simple(text), _) => self.content(b'+', text),
-            (Frame::Error(text), _) => self.content(b'-', text),
             (Frame::Integer(number), _) => self.content(b':', &number.to_le_bytes()),
-            (Frame::TooLong(length), _) => self.content(b'l', &length.to_le_bytes()),
+            (Frame::Error(_) | Frame::TooLong(_), _) => self.unknown = true,
             (Frame::Bulk(None) | Frame::Array(None), _) => self.content(b'0', b""),
             (Frame::Array(Some(mut items)), reading) => {
                 self.content(b'*', &(items.len() as u64).to_le_bytes());
@@ -213,6 +221,19 @@ mod tests {
         let a_bc = print("*2\r\n$1\r\na\r\n$2\r\nbc\r\n", Reading::Raw);
         assert_ne!(ab_c, a_bc);
         assert_ne!(print("*1\r\n$-1\r\n", Reading::Raw), print("*1\r\n$0\r\n\r\n", Reading::Raw));
+    }
+
+    #[test]
+    fn what_is_not_told_equals_nothing() {
+        for reply in ["-WRONGTYPE Operation against a key\r\n", "*2\r\n$1\r\na\r\n-ERR no\r\n"] {
+            for reading in [Reading::Raw, Reading::Scores, Reading::Pending] {
+                assert_ne!(print(reply, reading), print(reply, reading));
+            }
+        }
+        assert_ne!(
+            Print::of(Frame::TooLong(9), Reading::Payload),
+            Print::of(Frame::TooLong(9), Reading::Payload)
+        );
     }
 
     #[test]
