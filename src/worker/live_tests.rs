@@ -1,11 +1,11 @@
 //! A worker between real servers, disturbed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::connection::test_server::{Server, eventually};
 use crate::connection::{Connection, Dialer};
-use crate::resp::Reply;
+use crate::resp::{Reply, encode_command};
 use crate::topology::server_info;
 use crate::version::Flavor;
 
@@ -120,6 +120,55 @@ async fn lost_lanes_lose_nothing_from_the_snapshot_to_the_stream() {
     drain.send_replace(true);
     let stopped = tokio::time::timeout(Duration::from_secs(10), worker).await.unwrap().unwrap().unwrap();
     assert!(stopped.checkpoint.is_some());
+}
+
+/// Between the snapshot's last mark and the stream's first, a lost lane goes back into the snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_replayed_does_not_win_over_the_stream() {
+    let pair = Pair::start();
+    let mut setup = pair.setup();
+    // One command at a time, so that there is time to cut in.
+    setup.lane.commands = 1;
+    let folder = pair.folder.path().join("spool");
+    let (mut writer, reader) = spool(SpoolLimits { memory: 1 << 20, disk: 0, retain: 0, folder });
+    let mut rdb = b"REDIS0009\xfe\x00".to_vec();
+    let mut stream = Vec::new();
+    encode_command(&["SELECT", "0"], &mut stream);
+    for digit in b'0'..=b'9' {
+        rdb.extend_from_slice(&[0, 2, b'k', digit, 3, b'o', b'l', b'd']);
+        encode_command(&["SET", &format!("k{}", char::from(digit)), "new"], &mut stream);
+    }
+    rdb.extend_from_slice(b"\xff\0\0\0\0\0\0\0\0");
+    for number in 0..5000 {
+        encode_command(&["SET", "p", &number.to_string()], &mut stream);
+    }
+    // All is there from the start, and too little for a mark on the way.
+    assert!(rdb.len() + stream.len() < 250 << 10);
+    writer.begin(Origin { replication_id: "a".repeat(40), offset: 100 }, true);
+    writer.append(&rdb, 1).await.unwrap();
+    writer.start_stream();
+    writer.append(&stream, 1).await.unwrap();
+
+    let progress = ShardProgress::new();
+    let (acknowledge, _acknowledged) = watch::channel(Acknowledged::default());
+    let mut applier = Applier::new(setup, Router::Single, reader, acknowledge, Arc::clone(&progress));
+    let (_drain, asked) = watch::channel(false);
+    let applying = tokio::spawn(async move { applier.run(asked).await });
+    let mut target = pair.target.connect().await;
+    let began = Instant::now();
+    while target.query(&[b"GET", b"p"]).await.unwrap().bytes().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(30) && !applying.is_finished());
+    }
+    assert!(cut(&mut target).await);
+    let all = 100 + stream.len() as i64;
+    let mut numbers = progress.numbers.subscribe();
+    let reached = numbers.wait_for(|numbers| numbers.applied_offset >= all);
+    let reached = tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap().unwrap().clone();
+    assert_eq!((reached.target_reconnects, reached.quarantined), (1, 0));
+    let keys: [&[u8]; 4] = [b"MGET", b"k0", b"k9", b"p"];
+    let Reply::Array(Some(values)) = target.query(&keys).await.unwrap() else { panic!("not an array") };
+    let values: Vec<&[u8]> = values.iter().filter_map(|value| value.bytes().map(AsRef::as_ref)).collect();
+    assert_eq!(values, [&b"new"[..], b"new", b"4999"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
