@@ -111,10 +111,12 @@ fn connection_to_the_source_is_cut_during_full_sync() -> Result<()> {
     let mut conn = source.conn()?;
     conn.run(args!["CONFIG", "SET", "repl-diskless-sync", "yes"])?;
     conn.run(args!["CONFIG", "SET", "rdb-key-save-delay", "3000"])?;
-    let before = proxy.forwarded();
     let tool = Tool::run(&manifest, &["--until", "InSync"])?;
+    // What preflight reads comes before.
+    e2e::wait_until("the full sync", PATIENCE, || Ok((syncs(&source)?.0 >= 1).then_some(())))?;
+    let before = proxy.forwarded();
     e2e::wait_until("a part of the snapshot", PATIENCE, || {
-        Ok((proxy.forwarded() > before + 100_000).then_some(()))
+        Ok((proxy.forwarded() > before + 10_000).then_some(()))
     })?;
     proxy.cut();
     conn.run(args!["CONFIG", "SET", "rdb-key-save-delay", "0"])?;
@@ -167,7 +169,11 @@ fn full_resync_is_announced() -> Result<()> {
     })?;
     tool.wait_condition("Degraded", PATIENCE)?;
     tool.wait_condition("InSync", PATIENCE)?;
-    let finished = tool.expect_exit(3, PATIENCE)?;
+    tool.wait_for("the key that should be gone", PATIENCE, |status| {
+        status["verification"]["differences"].as_i64() == Some(1)
+            && status["verification"]["completionTime"].is_string()
+    })?;
+    let finished = stop(tool)?;
     let samples = finished.status()?["verification"]["samples"].clone();
     assert_eq!(samples[0]["kind"], "Extra", "{samples}");
     assert_eq!(samples[0]["key"], "string:int:0:0", "{samples}");

@@ -272,8 +272,17 @@ mod tests {
         thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 stream.set_nodelay(true).unwrap();
-                for byte in bytes {
+                let (answers, pong) = match bytes.strip_suffix(b"+PONG\r\n") {
+                    Some(answers) => (answers, b"+PONG\r\n".as_slice()),
+                    None => (bytes, b"".as_slice()),
+                };
+                for byte in answers {
                     stream.write_all(&[*byte]).unwrap();
+                }
+                if !pong.is_empty() {
+                    // As a server does: PING is answered when it has come.
+                    stream.read_exact(&mut [0; b"PING\r\n".len()]).unwrap();
+                    stream.write_all(pong).unwrap();
                 }
                 // Held open until the client goes, whatever it sends.
                 let _ = std::io::copy(&mut stream, &mut std::io::sink());
