@@ -18,7 +18,6 @@ mod stream;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use thiserror::Error;
 use tokio::sync::watch;
@@ -69,7 +68,6 @@ pub struct WorkerSetup {
     pub source_dialer: Dialer,
     pub psync_command: String,
     pub allow_full_resync: bool,
-    pub source_version: ServerVersion,
     /// Commands of the source that the table does not know.
     pub dynamic: Arc<DynamicTable>,
     pub target: TargetShape,
@@ -174,7 +172,6 @@ pub async fn run(
         folder: setup.spool.folder.join(&setup.file_name),
     });
     let (acknowledge, acknowledged) = watch::channel(Acknowledged::default());
-    let received = Arc::new(AtomicU64::new(0));
     let link = Replication {
         dialer: setup.source_dialer.clone(),
         address: setup.source.clone(),
@@ -187,7 +184,6 @@ pub async fn run(
         restarted: setup.restarted,
         acknowledged,
         state: progress.link.clone(),
-        received,
     };
     let router = match &setup.target {
         TargetShape::Standalone(_) | TargetShape::Watched(_) => Router::Single,

@@ -127,7 +127,6 @@ pub async fn workers(
             source_dialer: source_dialer.clone(),
             psync_command: plan.source.psync_command.clone(),
             allow_full_resync: plan.failure_policy.on_full_resync == FullResyncPolicy::Allow,
-            source_version: source.topology.server,
             dynamic: Arc::new(commands_of(&source_dialer, origin).await),
             target: shape.clone(),
             target_dialer: target_dialer.clone(),

@@ -3,8 +3,6 @@
 //! Protocol source: Redis `replication.c` 2.8 to 8.2, Valkey 8.1 and 9.1.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -116,8 +114,6 @@ pub struct Replication {
     pub restarted: bool,
     pub acknowledged: watch::Receiver<Acknowledged>,
     pub state: watch::Sender<LinkState>,
-    /// Bytes received, RDB and stream.
-    pub received: Arc<AtomicU64>,
 }
 
 /// What is known of the history that the spool holds.
@@ -182,7 +178,7 @@ impl Replication {
             (Some(History { stream_at: None, .. }), _) | (None, None) => Ask::PsyncFull,
             (None, Some(resume)) => Ask::Psync(resume.clone()),
         };
-        let mut link = Link::new(connection, &self.address, &self.received);
+        let mut link = Link::new(connection, &self.address);
         link.send(&ask, &self.psync_command).await?;
         self.set_phase(LinkPhase::Waiting);
         let line = if matches!(ask, Ask::Sync) { Vec::new() } else { link.line().await? };
@@ -349,14 +345,13 @@ struct Link {
     write: WriteHalf<Stream>,
     buffer: BytesMut,
     address: Address,
-    received: Arc<AtomicU64>,
 }
 
 impl Link {
-    fn new(connection: Connection, address: &Address, received: &Arc<AtomicU64>) -> Self {
+    fn new(connection: Connection, address: &Address) -> Self {
         let (stream, buffer, _) = connection.into_parts();
         let (read, write) = tokio::io::split(stream);
-        Self { read, write, buffer, address: address.clone(), received: Arc::clone(received) }
+        Self { read, write, buffer, address: address.clone() }
     }
 
     async fn send(&mut self, ask: &Ask, psync: &str) -> Result<(), ReplicationError> {
@@ -406,7 +401,6 @@ impl Link {
             while !self.buffer.is_empty() {
                 let split = splitter.split(&self.buffer);
                 let now = unix_millis();
-                self.received.fetch_add((split.held.len() + split.direct) as u64, Ordering::Relaxed);
                 spool.append(&split.held, now).await?;
                 spool.append(self.buffer.get(..split.direct).unwrap_or_default(), now).await?;
                 self.buffer.advance(split.used);
@@ -440,9 +434,8 @@ impl Link {
     ) -> Result<Infallible, ReplicationError> {
         let history = spool.history();
         let pending = self.buffer.split();
-        self.received.fetch_add(pending.len() as u64, Ordering::Relaxed);
         spool.append(&pending, unix_millis()).await?;
-        let Self { mut read, mut write, address, received, .. } = self;
+        let Self { mut read, mut write, address, .. } = self;
         let read_loop = async {
             let mut buffer = vec![0u8; READ_BUFFER];
             loop {
@@ -455,7 +448,6 @@ impl Link {
                     }
                     Ok(Ok(count)) => count,
                 };
-                received.fetch_add(count as u64, Ordering::Relaxed);
                 spool.append(buffer.get(..count).unwrap_or_default(), unix_millis()).await?;
             }
         };

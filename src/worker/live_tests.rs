@@ -41,7 +41,6 @@ impl Pair {
             source_dialer: Dialer::new(self.source.access(), "from"),
             psync_command: "PSYNC".to_owned(),
             allow_full_resync: true,
-            source_version: version,
             dynamic: Arc::default(),
             target: TargetShape::Standalone(self.target.address.clone()),
             target_dialer: Dialer::new(self.target.access(), "to"),
