@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -174,11 +174,16 @@ impl Drop for Tool {
     }
 }
 
+/// Manifest fields that every run gets (`--set`), as JSON pointer and value.
+pub static FIELDS: OnceLock<Vec<(String, Value)>> = OnceLock::new();
+
 fn manifest(task: &Task, route: &Route) -> Manifest {
     let mode = if matches!(task, Task::Verify) { "Full" } else { "Off" };
-    Manifest::between(&route.source, &route.target)
+    let manifest = Manifest::between(&route.source, &route.target)
         .set("/spec/verification/mode", mode)
-        .set("/spec/target/existingKeys", "Fail")
+        .set("/spec/target/existingKeys", "Fail");
+    let fields = FIELDS.get().map(Vec::as_slice).unwrap_or_default();
+    fields.iter().fold(manifest, |manifest, (path, value)| manifest.set(path, value.clone()))
 }
 
 fn is_true(line: &Value, condition: &str) -> bool {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use serde_json::Value;
 
 #[path = "../bench/backpressure.rs"]
 mod backpressure;
@@ -61,6 +62,16 @@ struct Arguments {
     /// Measures the limits and references only, without the tool.
     #[arg(long)]
     limits_only: bool,
+    /// Sets a manifest field in every run of the tool, such as /spec/limits/pipelineCommands=8192.
+    #[arg(long, value_name = "POINTER=JSON", value_parser = field)]
+    set: Vec<(String, Value)>,
+}
+
+fn field(text: &str) -> Result<(String, Value)> {
+    let (pointer, value) = text.split_once('=').context("no = in it")?;
+    // A word that is not JSON is meant as a string.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((pointer.to_owned(), value))
 }
 
 /// A group of rows that share servers and data, and how it is measured.
@@ -77,6 +88,8 @@ const GROUPS: [Group; 5] = [
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let settings = settings(&arguments)?;
+    // Set once, here.
+    let _ = tool::FIELDS.set(arguments.set.clone());
     let machine = machine();
     println!("{machine}");
     let mut rows = Vec::new();
