@@ -3,6 +3,7 @@
 mod checkpoints;
 mod coordinator;
 mod cutover;
+mod kept;
 mod setup;
 mod state;
 mod verification;

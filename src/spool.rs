@@ -545,6 +545,13 @@ impl SpoolReader {
         origin.map(|origin| origin.replication_id.clone())
     }
 
+    /// The oldest position that can be read again.
+    pub fn oldest(&self) -> u64 {
+        let state = self.shared.lock();
+        let first = state.entries.front().map(|entry| entry.position);
+        first.or(state.open.as_ref().map(|open| open.position)).unwrap_or(state.applied)
+    }
+
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.
     pub fn arrived(&self, position: u64) -> Option<u64> {
         let state = self.shared.lock();

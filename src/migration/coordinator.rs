@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 
 use super::checkpoints::{self, Checkpoints};
 use super::cutover::{self, Paused};
+use super::kept;
 use super::state::{Shard, State, is_in_sync, now};
 use super::verification::{self, failed, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
-use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
+use crate::api::plan::{CutoverMode, Delivery, ExistingKeys, FullResyncPolicy};
 use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::preflight::PreflightReport;
@@ -186,6 +187,14 @@ impl Run {
     /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows.
     fn start_again(&mut self, index: usize, failed: worker::Failed) -> Result<(), Ended> {
         let worker::Failed { error, left } = failed;
+        if error.calls_for_restart()
+            && let Some(setup) = self.setups.get_mut(index)
+        {
+            tracing::warn!(shard = %setup.shard, %error, "going on from the source's backlog");
+            setup.resume = left.checkpoint;
+            self.start_worker(index);
+            return Ok(());
+        }
         let policy = self.plan.failure_policy;
         let again = error.calls_for_resync()
             && self.restarts < policy.backoff_limit
@@ -455,6 +464,12 @@ impl Run {
         let checkpoints = self.stop_workers().await;
         self.state.gather(&self.shards);
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
+        if finished && self.plan.delivery == Delivery::ExactlyOnce {
+            let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
+            if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
+                tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
+            }
+        }
         let mut kept = false;
         if let Some(data_dir) = self.options.data_dir.clone() {
             let written = if finished {
@@ -551,7 +566,9 @@ fn reason_of(error: &WorkerError) -> &'static str {
         WorkerError::Source(_) => reason::SOURCE_UNREACHABLE,
         WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
         WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
-        WorkerError::Target(_) => reason::TARGET_UNREACHABLE,
+        WorkerError::Target(_) | WorkerError::FellBack { .. } => reason::TARGET_UNREACHABLE,
+        WorkerError::LostState { .. } | WorkerError::Overtaken { .. } => reason::FULL_RESYNC_FORCED,
+        WorkerError::Fenced(_) => reason::ABORTED,
         WorkerError::Denied(_) => reason::AUTH_FAILED,
         WorkerError::Spool(_)
         | WorkerError::Rdb { .. }

@@ -4,14 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::checkpoints::Checkpoints;
+use super::kept;
 use super::{CheckReport, Finding, FindingLevel, MigrationError};
 use crate::api::Plan;
 use crate::api::conditions::reason;
-use crate::api::plan::{ExistingKeys, FullResyncPolicy, ReadFrom};
+use crate::api::plan::{Delivery, ExistingKeys, FullResyncPolicy, ReadFrom};
 use crate::command::DynamicTable;
 use crate::connection::{Address, Dialer};
 use crate::preflight::{
-    self, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
+    self, PreflightError, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
 };
 use crate::target::lane::LaneLimits;
 use crate::topology::{SlotMap, TopologyKind};
@@ -28,7 +29,7 @@ pub fn target_dialer(plan: &Plan) -> Dialer {
 
 /// `first`: this is no continuation, so that keys on the target are somebody's.
 pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, MigrationError> {
-    let input = PreflightInput {
+    let mut input = PreflightInput {
         source: Some(SourceSide {
             access: plan.source.access.clone(),
             dialer: source_dialer(plan),
@@ -45,9 +46,21 @@ pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, Migr
         exclude_databases: Vec::new(),
         filtered: false,
     };
-    preflight::preflight(&input)
-        .await
-        .map_err(|error| MigrationError { reason: error.reason(), message: error.to_string() })
+    let failed =
+        |error: PreflightError| MigrationError { reason: error.reason(), message: error.to_string() };
+    let not_empty = match preflight::preflight(&input).await {
+        Err(error @ PreflightError::TargetNotEmpty { .. }) if plan.delivery == Delivery::ExactlyOnce => error,
+        result => return result.map_err(failed),
+    };
+    // They may be our own: the target itself tells, whatever became of the data directory.
+    if let Some(target) = &mut input.target {
+        target.must_be_empty = false;
+    }
+    let report = preflight::preflight(&input).await.map_err(failed)?;
+    let (source, target) = sides(&report)?;
+    let ours = kept::is_there(plan, &target_dialer(plan), &source.topology, &target.topology).await;
+    // What cannot be asked is not ours.
+    if ours.unwrap_or(false) { Ok(report) } else { Err(failed(not_empty)) }
 }
 
 /// The two sides of a report; both were asked for.
@@ -119,8 +132,13 @@ pub async fn workers(
     };
     let count = source.topology.shards.len();
     let mut workers = Vec::with_capacity(count);
-    for (shard, origin) in source.topology.shards.iter().zip(&source.origins) {
+    let lineages = kept::lineages(&source.topology);
+    let shards = source.topology.shards.iter().zip(&source.origins).zip(lineages);
+    for ((shard, origin), lineage) in shards {
         workers.push(WorkerSetup {
+            uid: plan.uid.clone(),
+            lineage,
+            exactly_once: plan.delivery == Delivery::ExactlyOnce,
             shard: shard.id.clone(),
             file_name: file_name(&plan.uid, &shard.id),
             source: origin.clone(),

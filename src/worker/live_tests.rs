@@ -35,6 +35,9 @@ impl Pair {
     fn setup(&self) -> WorkerSetup {
         let version = ServerVersion { flavor: Flavor::Redis, major: 7, minor: 0, patch: 15 };
         WorkerSetup {
+            uid: "u".to_owned(),
+            lineage: "0".to_owned(),
+            exactly_once: false,
             shard: "s".to_owned(),
             file_name: "s".to_owned(),
             source: self.source.address.clone(),
@@ -150,7 +153,7 @@ async fn a_snapshot_that_is_replayed_does_not_win_over_the_stream() {
 
     let progress = ShardProgress::new();
     let (acknowledge, _acknowledged) = watch::channel(Acknowledged::default());
-    let mut applier = Applier::new(setup, Router::Single, reader, acknowledge, Arc::clone(&progress));
+    let mut applier = Applier::new(setup, Router::Single, reader, acknowledge, Arc::clone(&progress), None);
     let (_drain, asked) = watch::channel(false);
     let applying = tokio::spawn(async move { applier.run(asked).await });
     let mut target = pair.target.connect().await;

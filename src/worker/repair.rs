@@ -1,9 +1,10 @@
 //! Answers that need attention (PURE): which commands are to be sent again, which are set aside.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::outbox::Trouble;
-use crate::command::{Route, lookup, route};
+use crate::command::{Class, Route, class_of, lookup, route};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
 use crate::target::lane::ExceptionKind;
@@ -16,6 +17,8 @@ pub struct Unit {
     /// The slot of its keys, when they have one.
     pub slot: Option<u16>,
     pub frames: Vec<u8>,
+    /// Where it starts in its batch.
+    pub at: usize,
     pub replies: usize,
     /// What the target said.
     pub error: String,
@@ -106,6 +109,10 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                 let db = String::from_utf8_lossy(&key).into_owned();
                 findings.fatal.get_or_insert(Fatal::NoDatabase { db, error });
             }
+            // An earlier attempt may have come further: what follows puts it right.
+            Next::Quarantine if reading.replay && !reading.snapshot && depends_on_data(&verdict) => {
+                tracing::debug!(error, "while replaying");
+            }
             Next::Quarantine => {
                 // Inside a transaction a queue-time refusal aborts all of it, which EXEC then says again.
                 if group.is_some() {
@@ -130,11 +137,155 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
     findings
 }
 
+/// What became of a chained batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChainedBatch {
+    /// All of it stands, but for commands that the target did not take.
+    Applied {
+        refused: Vec<Refusal>,
+        fatal: Option<Fatal>,
+    },
+    /// Nothing of it stands; it may be sent again.
+    Later(String),
+    /// Nothing of it stands, because the batch before it does not.
+    Behind,
+    /// Nothing of it stands, and it will not as it is: the target does not take these commands.
+    Refused(Vec<Refusal>),
+    Fatal(Fatal),
+}
+
+/// Reads the answers to a chained batch, whose transaction starts at `trouble.batch.head`.
+pub fn examine_chained(trouble: &Trouble) -> ChainedBatch {
+    let commands = commands(&trouble.batch.bytes, trouble.batch.db);
+    let head = trouble.batch.head as usize;
+    let exec = commands.len().saturating_sub(1);
+    let (mut refused, mut failed, mut aborted, mut fatal) = (Vec::new(), Vec::new(), None, None);
+    for exception in &trouble.exceptions {
+        let index = exception.index as usize;
+        let text = match &exception.kind {
+            ExceptionKind::Nil if index == exec => {
+                aborted.get_or_insert(Vec::new());
+                continue;
+            }
+            ExceptionKind::Nil => continue,
+            ExceptionKind::Error(text) => text,
+        };
+        let error = String::from_utf8_lossy(text).into_owned();
+        let Some(element) = exception.element else {
+            if index == exec {
+                aborted = Some(text.clone());
+            } else if let Some(command) = commands.get(index) {
+                match ReplyVerdict::of(text).next() {
+                    Next::Fail => return ChainedBatch::Fatal(Fatal::Denied(error)),
+                    Next::Quarantine if index >= head => failed.push(refusal(command, &error)),
+                    _ => return ChainedBatch::Later(error),
+                }
+            }
+            continue;
+        };
+        // Inside EXEC's reply: this one failed, the others stand.
+        if let Some(command) = commands.get(head + element as usize) {
+            if is(command, b"SELECT") {
+                let db =
+                    String::from_utf8_lossy(command.args.get(1).copied().unwrap_or_default()).into_owned();
+                fatal.get_or_insert(Fatal::NoDatabase { db, error });
+            } else if ReplyVerdict::of(text) == ReplyVerdict::Auth {
+                fatal.get_or_insert(Fatal::Denied(error));
+            } else {
+                refused.push(refusal(command, &error));
+            }
+        }
+    }
+    match aborted {
+        None => ChainedBatch::Applied { refused, fatal },
+        Some(_) if !failed.is_empty() => ChainedBatch::Refused(failed),
+        Some(text) if text.is_empty() => ChainedBatch::Behind,
+        Some(text) => {
+            // "EXECABORT Transaction discarded because of: OOM …"
+            let cause = memchr::memmem::find(&text, b"because of: ").and_then(|at| text.get(at + 12..));
+            let error = String::from_utf8_lossy(&text).into_owned();
+            match ReplyVerdict::of(cause.unwrap_or(&text)).next() {
+                Next::Fail => ChainedBatch::Fatal(Fatal::Denied(error)),
+                _ => ChainedBatch::Later(error),
+            }
+        }
+    }
+}
+
+/// Units of a batch that have to be sent (again) because they, or one before them for the same slot, failed.
+/// `failed`: of these very batches, in order; `late`: slots (keys, in the full sync) of which something is to
+/// be sent again. `None`: a unit stands already that must not stand before the failed one, nor be repeated.
+pub fn again(
+    trouble: &Trouble,
+    failed: Vec<Unit>,
+    late: &mut HashSet<Vec<u8>>,
+    snapshot: bool,
+) -> Option<Vec<Unit>> {
+    let subject = |unit: &Unit| match snapshot {
+        true => subject_key(&unit.frames),
+        false => unit.slot.map(|slot| slot.to_be_bytes().to_vec()),
+    };
+    if failed.is_empty() && late.is_empty() {
+        return Some(failed);
+    }
+    let commands = commands(&trouble.batch.bytes, trouble.batch.db);
+    let mut failed = failed.into_iter().peekable();
+    let mut units = Vec::new();
+    let mut index = 0;
+    while let Some(command) = commands.get(index) {
+        let range = transaction_around(&commands, index).filter(|range| range.start == index);
+        let range = range.unwrap_or(index..index + 1);
+        index = range.end;
+        if failed.peek().is_some_and(|unit| unit.at == command.range.start) {
+            let unit = failed.next()?;
+            late.extend(subject(&unit));
+            units.push(unit);
+            continue;
+        }
+        if late.is_empty() || command.args.get(1).is_some_and(|key| is_stage(key)) && !snapshot {
+            continue;
+        }
+        let unit = unit_of(trouble, &commands, &range, String::new());
+        if subject(&unit).is_some_and(|subject| late.contains(&subject)) {
+            let repeatable = range.len() == 1
+                && parse_one(&unit.frames, |args| {
+                    lookup(args.name()).is_some_and(|spec| class_of(spec, args) == Class::Replayable)
+                });
+            if !repeatable {
+                return None;
+            }
+            units.push(unit);
+        }
+    }
+    Some(units)
+}
+
+/// The key that a command of the full sync writes; of RENAME, the staging key.
+fn subject_key(frames: &[u8]) -> Option<Vec<u8>> {
+    let mut key = None;
+    parse_one(frames, |args| {
+        key = args.arg(1).map(<[u8]>::to_vec);
+        true
+    });
+    key
+}
+
+fn parse_one(frames: &[u8], judge: impl FnOnce(&Args<'_>) -> bool) -> bool {
+    let mut spans = Vec::new();
+    matches!(parse_frame(frames, &mut spans), Ok(Parsed::Command(_)))
+        && judge(&Args { frame: frames, spans: &spans })
+}
+
 /// A large value whose time was over before it got its name: it is to be gone.
 fn expired_in_staging(command: &Command<'_>, error: &str) -> bool {
     is(command, b"RENAMENX")
         && command.args.get(1).is_some_and(|key| is_stage(key))
         && error.contains("no such key")
+}
+
+/// Errors that tell of the data, not of the command.
+fn depends_on_data(verdict: &ReplyVerdict) -> bool {
+    matches!(verdict, ReplyVerdict::WrongType | ReplyVerdict::BusyKey | ReplyVerdict::Other)
 }
 
 fn is_stage(key: &[u8]) -> bool {
@@ -166,6 +317,7 @@ fn unit_of(trouble: &Trouble, commands: &[Command<'_>], unit: &Range<usize>, err
         db: parts.first().and_then(|command| command.db),
         slot: parts.iter().find_map(|command| slot_of(command, &trouble.batch.bytes)),
         frames: trouble.batch.bytes.get(start..end).unwrap_or_default().to_vec(),
+        at: start,
         replies: parts.len(),
         error,
     }
@@ -226,9 +378,13 @@ mod tests {
         commands.iter().for_each(|command| encode_command(command, &mut bytes));
         let exceptions = errors
             .iter()
-            .map(|&(index, text)| Exception { index, kind: ExceptionKind::Error(text.as_bytes().to_vec()) })
+            .map(|&(index, text)| Exception {
+                index,
+                element: None,
+                kind: ExceptionKind::Error(text.as_bytes().to_vec()),
+            })
             .collect();
-        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0) };
+        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0), head: 0 };
         Trouble { lane: 2, batch, exceptions }
     }
 
@@ -293,7 +449,7 @@ mod tests {
     fn a_large_value_that_met_a_key_is_told_by_that_key() {
         let stage = "redis-migration:{a}:load:s";
         let mut met = trouble(&[&["RENAMENX", stage, "k"], &["SET", stage, "", "NX"], &["DEL", stage]], &[]);
-        met.exceptions.push(Exception { index: 1, kind: ExceptionKind::Nil });
+        met.exceptions.push(Exception { index: 1, element: None, kind: ExceptionKind::Nil });
         let snapshot = Reading { snapshot: true, ..READING };
         assert_eq!(examine(&met, snapshot).existing, [b"k".to_vec()]);
         let expired = trouble(&[&["RENAMENX", stage, "k"]], &[(0, "ERR no such key")]);
