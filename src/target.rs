@@ -6,3 +6,4 @@ pub mod fence;
 pub mod keys;
 pub mod lane;
 pub mod recovery;
+pub mod wipe;

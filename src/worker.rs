@@ -29,6 +29,7 @@ use crate::command::DynamicTable;
 use crate::connection::{Address, Dialer};
 use crate::rdb::RdbError;
 use crate::resp::frame::FrameError;
+use crate::slot::SlotRanges;
 use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
@@ -96,6 +97,8 @@ pub struct WorkerSetup {
     pub database_map: BTreeMap<u64, u64>,
     /// No other worker writes to this target.
     pub sole_source: bool,
+    /// The slots that this shard serves at the source; `None`: all, without a cluster.
+    pub slots: Option<SlotRanges>,
     pub lane: LaneLimits,
     pub max_restore_bytes: u64,
     pub spool: SpoolSetup,

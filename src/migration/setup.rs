@@ -152,6 +152,7 @@ pub async fn workers(
             existing_keys: plan.target.existing_keys,
             database_map: plan.database_map.clone(),
             sole_source: count == 1,
+            slots: source.topology.is_cluster().then(|| shard.slots.clone()),
             lane: LaneLimits { commands: plan.limits.pipeline_commands, bytes: plan.limits.pipeline_bytes },
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {

@@ -5,6 +5,7 @@
 //! not answered are lost with it: the applier replays them from the spool.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -67,6 +68,15 @@ pub struct Exception {
     /// Which element of it, where it is an array (EXEC).
     pub element: Option<u32>,
     pub kind: ExceptionKind,
+}
+
+impl fmt::Display for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            ExceptionKind::Error(text) => f.write_str(&String::from_utf8_lossy(text)),
+            ExceptionKind::Nil => f.write_str("nil"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -111,6 +111,8 @@ pub(super) struct Applier {
     alone_from: u64,
     /// What lies between is left out, as the target does not take it.
     left_out: Option<(u64, u64)>,
+    /// Before anything of the full sync: what an earlier attempt left has to go.
+    wipe: bool,
     /// Commands that the target does not know.
     unknown: HashSet<Vec<u8>>,
     numbers: Numbers,
@@ -204,6 +206,7 @@ impl Applier {
             careful_until: 0,
             alone_from: 0,
             left_out: None,
+            wipe: false,
             unknown: HashSet::new(),
             numbers: Numbers::default(),
             moment: Moment { arrived: 0, now: 0 },
@@ -383,7 +386,9 @@ impl Applier {
         self.origin = Some(origin);
         self.go_on_from_stands();
         self.begin_records();
-        Ok(())
+        // With Replace, the target has keys that are not ours, and which these are is not known.
+        self.wipe = again && self.setup.existing_keys == ExistingKeys::Fail;
+        self.wipe_earlier().await
     }
 
     fn first_stage(&self) -> Stage {

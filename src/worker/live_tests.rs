@@ -51,6 +51,7 @@ impl Pair {
             existing_keys: ExistingKeys::Fail,
             database_map: BTreeMap::new(),
             sole_source: true,
+            slots: None,
             lane: LaneLimits { commands: 64, bytes: 64 << 10 },
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {

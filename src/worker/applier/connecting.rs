@@ -6,8 +6,10 @@ use crate::slot::SlotRanges;
 use crate::target::fence::Closing;
 use crate::target::keys::{Record, RecordPlace, Standing};
 use crate::target::lane::Lane;
+use crate::target::wipe::wipe;
 use crate::topology::{Role, discover};
 use crate::worker::keeper::{self, KeeperError, KeptNode};
+use crate::worker::outbox::Trouble;
 use crate::worker::route::Router;
 use crate::worker::stream::StreamPlace;
 use crate::worker::{TargetShape, WorkerError};
@@ -63,6 +65,41 @@ impl Applier {
         if self.origin.is_some() && matches!(self.stands.stage, Stage::Stream(_)) {
             self.enter_stream().await?;
         }
+        self.wipe_earlier().await
+    }
+
+    /// Before a repeated full sync, removes what the one before brought; its record goes first, so that
+    /// nobody goes on from what is half gone.
+    pub(super) async fn wipe_earlier(&mut self) -> Result<(), Interrupted> {
+        if !self.wipe {
+            return Ok(());
+        }
+        self.send_all().await?;
+        self.wait_answers().await?;
+        for Trouble { lane, batch, exceptions } in std::mem::take(&mut self.troubles) {
+            // Of the history that is over, nothing matters; of the records, all.
+            if let Some(exception) = exceptions.first() {
+                return Err(Interrupted::Lost(exception.to_string()));
+            }
+            self.outbox.answered(lane, batch);
+        }
+        let nodes = keeper::nodes(&self.router, &self.lane_addresses);
+        let slots = self.setup.slots.as_ref().filter(|_| !self.setup.sole_source);
+        let mut removed = 0;
+        for node in &nodes {
+            let dialer = &self.setup.target_dialer;
+            let mut connection = match &self.keeper {
+                Some(keeper) => {
+                    let connected = keeper.fence.connect(dialer, &node.place, Closing::None).await;
+                    connected.map_err(|error| unkept(error.into()))?
+                }
+                None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
+            };
+            let wiped = wipe(&mut connection, slots, self.setup.target_version).await;
+            removed += wiped.map_err(|error| unconnected(&error))?;
+        }
+        tracing::info!(shard = %self.setup.shard, keys = removed, "removed what the full sync before had brought");
+        self.wipe = false;
         Ok(())
     }
 
@@ -205,11 +242,9 @@ impl Applier {
             self.send_batch(0, batch).await?;
             // Without its tokens the chain holds nothing.
             self.wait_answers().await?;
-            if let Some(trouble) = self.troubles.first() {
-                return Err(Interrupted::Lost(format!(
-                    "the target does not take the chain's tokens: {:?}",
-                    trouble.exceptions.first()
-                )));
+            let refused = self.troubles.iter().find_map(|trouble| trouble.exceptions.first());
+            if let Some(exception) = refused {
+                return Err(Interrupted::Lost(exception.to_string()));
             }
         }
         self.write_records(true).await?;
