@@ -9,6 +9,7 @@ mod direct;
 mod keeper;
 #[cfg(test)]
 mod live_tests;
+mod mending;
 mod outbox;
 pub mod progress;
 mod repair;
@@ -106,6 +107,8 @@ pub struct WorkerSetup {
     pub resume: Option<Checkpoint>,
     /// An earlier worker of this run began already: a full sync is not the first.
     pub restarted: bool,
+    /// What the target says of where an earlier one stopped is not to be believed.
+    pub anew: bool,
     /// An earlier run broke off: keys on the target may be its own.
     pub own_keys: bool,
 }
@@ -295,6 +298,7 @@ async fn take_over(
                 setup.restarted = true;
             }
         }
+        Found::Resume(_) if setup.anew => setup.own_keys = true,
         Found::Resume(checkpoint) => {
             tracing::info!(shard = %setup.shard, offset = checkpoint.offset, "going on from what the target has");
             // What an earlier run may have applied, it had received by now.

@@ -192,6 +192,7 @@ impl Run {
         {
             tracing::warn!(shard = %setup.shard, %error, "going on from the source's backlog");
             setup.resume = left.checkpoint;
+            setup.anew = false;
             self.start_worker(index);
             return Ok(());
         }
@@ -207,6 +208,7 @@ impl Run {
         tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
         setup.resume = None;
         setup.restarted = true;
+        setup.anew = true;
         self.restarts += 1;
         self.start_worker(index);
         Ok(())

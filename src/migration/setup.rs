@@ -164,6 +164,7 @@ pub async fn workers(
             max_quarantined: plan.failure_policy.max_quarantined,
             resume: checkpoints.shards.get(&shard.id).cloned(),
             restarted: false,
+            anew: false,
             own_keys: checkpoints.begun,
         });
     }

@@ -63,6 +63,7 @@ impl Pair {
             max_quarantined: 0,
             resume: None,
             restarted: false,
+            anew: false,
             own_keys: false,
         }
     }

@@ -1,10 +1,9 @@
 //! Answers that need attention (PURE): which commands are to be sent again, which are set aside.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use super::outbox::Trouble;
-use crate::command::{Class, Route, class_of, lookup, route};
+use crate::command::{Route, lookup, route};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
 use crate::target::lane::ExceptionKind;
@@ -37,6 +36,8 @@ pub struct Refusal {
 pub struct Findings {
     pub retry: Vec<Unit>,
     pub refused: Vec<Refusal>,
+    /// Where each of them starts in the batch.
+    pub refused_at: Vec<usize>,
     /// Keys that the target already had: with `existingKeys: Fail` the first ends the migration.
     pub existing: Vec<Vec<u8>>,
     pub fatal: Option<Fatal>,
@@ -60,9 +61,9 @@ pub struct Reading {
     pub replay: bool,
 }
 
-struct Command<'a> {
-    args: Vec<&'a [u8]>,
-    range: Range<usize>,
+pub(super) struct Command<'a> {
+    pub args: Vec<&'a [u8]>,
+    pub range: Range<usize>,
     db: Option<u64>,
 }
 
@@ -124,12 +125,14 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                         done = unit.end;
                         for command in commands.get(unit.start + 1..unit.end - 1).unwrap_or_default() {
                             findings.refused.push(refusal(command, &error));
+                            findings.refused_at.push(command.range.start);
                         }
                         continue;
                     }
                 }
                 if !expired_in_staging(command, &error) {
                     findings.refused.push(refusal(command, &error));
+                    findings.refused_at.push(command.range.start);
                 }
             }
         }
@@ -212,70 +215,6 @@ pub fn examine_chained(trouble: &Trouble) -> ChainedBatch {
     }
 }
 
-/// Units of a batch that have to be sent (again) because they, or one before them for the same slot, failed.
-/// `failed`: of these very batches, in order; `late`: slots (keys, in the full sync) of which something is to
-/// be sent again. `None`: a unit stands already that must not stand before the failed one, nor be repeated.
-pub fn again(
-    trouble: &Trouble,
-    failed: Vec<Unit>,
-    late: &mut HashSet<Vec<u8>>,
-    snapshot: bool,
-) -> Option<Vec<Unit>> {
-    let subject = |unit: &Unit| match snapshot {
-        true => subject_key(&unit.frames),
-        false => unit.slot.map(|slot| slot.to_be_bytes().to_vec()),
-    };
-    if failed.is_empty() && late.is_empty() {
-        return Some(failed);
-    }
-    let commands = commands(&trouble.batch.bytes, trouble.batch.db);
-    let mut failed = failed.into_iter().peekable();
-    let mut units = Vec::new();
-    let mut index = 0;
-    while let Some(command) = commands.get(index) {
-        let range = transaction_around(&commands, index).filter(|range| range.start == index);
-        let range = range.unwrap_or(index..index + 1);
-        index = range.end;
-        if failed.peek().is_some_and(|unit| unit.at == command.range.start) {
-            let unit = failed.next()?;
-            late.extend(subject(&unit));
-            units.push(unit);
-            continue;
-        }
-        if late.is_empty() || command.args.get(1).is_some_and(|key| is_stage(key)) && !snapshot {
-            continue;
-        }
-        let unit = unit_of(trouble, &commands, &range, String::new());
-        if subject(&unit).is_some_and(|subject| late.contains(&subject)) {
-            let repeatable = range.len() == 1
-                && parse_one(&unit.frames, |args| {
-                    lookup(args.name()).is_some_and(|spec| class_of(spec, args) == Class::Replayable)
-                });
-            if !repeatable {
-                return None;
-            }
-            units.push(unit);
-        }
-    }
-    Some(units)
-}
-
-/// The key that a command of the full sync writes; of RENAME, the staging key.
-fn subject_key(frames: &[u8]) -> Option<Vec<u8>> {
-    let mut key = None;
-    parse_one(frames, |args| {
-        key = args.arg(1).map(<[u8]>::to_vec);
-        true
-    });
-    key
-}
-
-fn parse_one(frames: &[u8], judge: impl FnOnce(&Args<'_>) -> bool) -> bool {
-    let mut spans = Vec::new();
-    matches!(parse_frame(frames, &mut spans), Ok(Parsed::Command(_)))
-        && judge(&Args { frame: frames, spans: &spans })
-}
-
 /// A large value whose time was over before it got its name: it is to be gone.
 fn expired_in_staging(command: &Command<'_>, error: &str) -> bool {
     is(command, b"RENAMENX")
@@ -284,11 +223,11 @@ fn expired_in_staging(command: &Command<'_>, error: &str) -> bool {
 }
 
 /// Errors that tell of the data, not of the command.
-fn depends_on_data(verdict: &ReplyVerdict) -> bool {
+pub(super) fn depends_on_data(verdict: &ReplyVerdict) -> bool {
     matches!(verdict, ReplyVerdict::WrongType | ReplyVerdict::BusyKey | ReplyVerdict::Other)
 }
 
-fn is_stage(key: &[u8]) -> bool {
+pub(super) fn is_stage(key: &[u8]) -> bool {
     key.starts_with(b"redis-migration:")
 }
 
@@ -308,7 +247,12 @@ fn refusal(command: &Command<'_>, error: &str) -> Refusal {
     }
 }
 
-fn unit_of(trouble: &Trouble, commands: &[Command<'_>], unit: &Range<usize>, error: String) -> Unit {
+pub(super) fn unit_of(
+    trouble: &Trouble,
+    commands: &[Command<'_>],
+    unit: &Range<usize>,
+    error: String,
+) -> Unit {
     let parts = commands.get(unit.clone()).unwrap_or_default();
     let start = parts.first().map_or(0, |command| command.range.start);
     let end = parts.last().map_or(start, |command| command.range.end);
@@ -334,7 +278,7 @@ fn slot_of(command: &Command<'_>, bytes: &[u8]) -> Option<u16> {
     }
 }
 
-fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
+pub(super) fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
     let mut found: Vec<Command<'_>> = Vec::new();
     let mut spans = Vec::new();
     let mut at = 0;
@@ -353,12 +297,12 @@ fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
     found
 }
 
-fn is(command: &Command<'_>, name: &[u8]) -> bool {
+pub(super) fn is(command: &Command<'_>, name: &[u8]) -> bool {
     command.args.first().is_some_and(|found| found.eq_ignore_ascii_case(name))
 }
 
 /// The MULTI … EXEC that `index` lies in.
-fn transaction_around(commands: &[Command<'_>], index: usize) -> Option<Range<usize>> {
+pub(super) fn transaction_around(commands: &[Command<'_>], index: usize) -> Option<Range<usize>> {
     let before = commands.get(..=index)?;
     let start = before.iter().rposition(|command| is(command, b"MULTI"))?;
     let length = commands.get(start..)?.iter().position(|command| is(command, b"EXEC"))?;

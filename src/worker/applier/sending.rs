@@ -1,6 +1,6 @@
 //! Batches out, answers in, and what the answers ask for.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::telling::tell;
@@ -11,11 +11,10 @@ use crate::target::keys::RecordPlace;
 use crate::target::lane::Batch;
 use crate::worker::WorkerError;
 use crate::worker::direct::{Direct, DirectError, Guarding};
+use crate::worker::mending::{Mending, Overtaken};
 use crate::worker::outbox::{Heard, Trouble};
 use crate::worker::progress::Quarantined;
-use crate::worker::repair::{
-    ChainedBatch, Fatal, Findings, Reading, Refusal, Unit, again, examine, examine_chained,
-};
+use crate::worker::repair::{ChainedBatch, Fatal, Findings, Reading, Refusal, examine, examine_chained};
 use crate::worker::stream::Barrier;
 
 /// How long a lost lane waits for the answers of the others.
@@ -228,7 +227,7 @@ impl Applier {
     }
 
     fn settle_findings(&mut self, trouble: &Trouble, findings: Findings) -> Result<(), WorkerError> {
-        let Findings { retry: _, refused, existing, fatal } = findings;
+        let Findings { refused, existing, fatal, .. } = findings;
         if let Some(fatal) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
             return Err(match fatal {
@@ -261,17 +260,52 @@ impl Applier {
         self.wait_answers().await?;
         let mut troubles = std::mem::take(&mut self.troubles);
         troubles.sort_by_key(|trouble| (trouble.lane, trouble.batch.sequence));
-        let mut late = HashSet::new();
-        let mut lane = None;
+        let mut lanes: BTreeMap<usize, Vec<(Trouble, Findings)>> = BTreeMap::new();
         for trouble in troubles {
-            if lane.replace(trouble.lane) != Some(trouble.lane) {
-                late.clear();
-                self.outbox.hold(trouble.lane, false);
-            }
-            let mut findings = self.examine(&trouble);
+            let findings = self.examine(&trouble);
+            lanes.entry(trouble.lane).or_default().push((trouble, findings));
+        }
+        for (lane, troubles) in lanes {
+            self.outbox.hold(lane, false);
+            self.mend_lane(troubles).await?;
+        }
+        self.open_new_lanes().await?;
+        self.advance();
+        Ok(())
+    }
+
+    async fn mend_lane(&mut self, troubles: Vec<(Trouble, Findings)>) -> Result<(), Interrupted> {
+        let mut mending = Mending::default();
+        for (trouble, findings) in &troubles {
+            mending.note(trouble, &findings.retry);
+        }
+        let mut planned = Vec::with_capacity(troubles.len());
+        for (trouble, mut findings) in troubles {
             let failed = std::mem::take(&mut findings.retry);
+            let units = match mending.units(&trouble, failed.clone()) {
+                Ok(units) => units,
+                Err(Overtaken) if self.keeper.is_none() => failed,
+                Err(Overtaken) => {
+                    let why = failed.first().map(|unit| unit.error.clone()).unwrap_or_default();
+                    return Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why }.into());
+                }
+            };
+            // What is sent again was not refused for good.
+            let refused = std::mem::take(&mut findings.refused).into_iter().zip(&findings.refused_at);
+            let last = refused.filter(|(_, at)| !units.iter().any(|unit| unit.at == **at));
+            findings.refused = last.map(|(refusal, _)| refusal).collect();
+            planned.push((trouble, findings, units));
+        }
+        if mending.out_of_order
+            && let Some(keeper) = &mut self.keeper
+        {
+            // Until they stand, the guards say too much: nobody may go on from here.
+            keeper.passed_barrier((self.base + self.at as u64) as i64 + self.offset_shift);
+            self.write_records(true).await?;
+            self.wait_answers().await?;
+        }
+        for (trouble, findings, units) in planned {
             self.settle_findings(&trouble, findings)?;
-            let units = self.units_again(&trouble, failed, &mut late)?;
             let mut refused = Vec::new();
             {
                 let guarding = self.guarding(self.position());
@@ -287,27 +321,7 @@ impl Applier {
             }
             self.outbox.answered(trouble.lane, trouble.batch);
         }
-        self.open_new_lanes().await?;
-        self.advance();
         Ok(())
-    }
-
-    /// What has to be sent (again) of a batch, in order for each slot.
-    fn units_again(
-        &self,
-        trouble: &Trouble,
-        failed: Vec<Unit>,
-        late: &mut HashSet<Vec<u8>>,
-    ) -> Result<Vec<Unit>, WorkerError> {
-        let snapshot = matches!(self.stands.stage, Stage::Snapshot { .. });
-        match again(trouble, failed.clone(), late, snapshot) {
-            Some(units) => Ok(units),
-            None if self.keeper.is_none() => Ok(failed),
-            None => {
-                let why = failed.first().map(|unit| unit.error.clone()).unwrap_or_default();
-                Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why })
-            }
-        }
     }
 
     /// Until every batch is answered, and what the answers ask for is done.
