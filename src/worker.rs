@@ -28,6 +28,7 @@ use crate::connection::{Address, Dialer};
 use crate::rdb::RdbError;
 use crate::resp::frame::FrameError;
 use crate::source::replication::{Acknowledged, Replication, ReplicationError};
+use crate::source::watch::SourceShard;
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
 use crate::topology::SlotMap;
@@ -62,9 +63,18 @@ pub enum TargetShape {
 pub struct WorkerSetup {
     /// The shard's id in the status.
     pub shard: String,
+    /// Names the shard in keys on the target: short, safe in a key, different for each shard, and the same
+    /// after a failover of the source, whether an earlier run is remembered or not. "0" without a cluster,
+    /// else the lowest slot that the shard serves.
+    pub lineage: String,
     /// Safe in a key or file name, and different for each shard.
     pub file_name: String,
+    /// Where to begin to read.
     pub source: Address,
+    /// Where the shard is after a failover; `None`: always at `source`.
+    pub source_shard: Option<SourceShard>,
+    /// Read from a replica where one is fit.
+    pub prefer_replica: bool,
     pub source_dialer: Dialer,
     pub psync_command: String,
     pub allow_full_resync: bool,
@@ -175,6 +185,8 @@ pub async fn run(
     let link = Replication {
         dialer: setup.source_dialer.clone(),
         address: setup.source.clone(),
+        shard: setup.source_shard.clone(),
+        prefer_replica: setup.prefer_replica,
         psync_command: setup.psync_command.clone(),
         resume: setup.resume.as_ref().map(|checkpoint| Origin {
             replication_id: checkpoint.replication_id.clone(),

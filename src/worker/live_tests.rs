@@ -36,8 +36,11 @@ impl Pair {
         let version = ServerVersion { flavor: Flavor::Redis, major: 7, minor: 0, patch: 15 };
         WorkerSetup {
             shard: "s".to_owned(),
+            lineage: "0".to_owned(),
             file_name: "s".to_owned(),
             source: self.source.address.clone(),
+            source_shard: None,
+            prefer_replica: false,
             source_dialer: Dialer::new(self.source.access(), "from"),
             psync_command: "PSYNC".to_owned(),
             allow_full_resync: true,
