@@ -234,6 +234,44 @@ fn cluster_masters_fail_over() -> Result<()> {
     stop(tool).map(drop)
 }
 
+/// The replica that is read from dies: another one, or else the master, goes on.
+#[test]
+fn replica_that_is_read_from_dies() -> Result<()> {
+    let master = quiet().start()?;
+    let mut replicas = vec![master.replica_with(quiet())?, master.replica_with(quiet())?];
+    let target = Server::start(VERSION)?;
+    let load = Counting::start(master.endpoint());
+    let manifest = Manifest::between(&master.endpoint(), &target.endpoint())
+        .set("/spec/source/redis/readFrom", "PreferReplica");
+    let tool = Tool::run(&manifest, &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    for resumption in 1..=2 {
+        load.wait_more(100)?;
+        // Nobody is ahead of another.
+        load.hold()?;
+        for replica in &replicas {
+            level(&master, replica)?;
+        }
+        let read = wait_until("the replica that is read from", PATIENCE, || {
+            for (index, replica) in replicas.iter().enumerate() {
+                if field(replica, "replication", "connected_slaves")? == 1 {
+                    return Ok(Some(index));
+                }
+            }
+            Ok(None)
+        })?;
+        drop(replicas.swap_remove(read));
+        tool.wait_for("a resumption", PATIENCE, |status| resumes(status) >= resumption)?;
+        load.go_on(master.endpoint());
+    }
+    load.wait_more(100)?;
+    load.hold()?;
+    wait_equal(&master.endpoint(), &target.endpoint(), PATIENCE)?;
+    let status = tool.status().context("no status")?;
+    ensure!(full_resyncs(&status) == 0, "{status}");
+    stop(tool).map(drop)
+}
+
 /// It never got the last write, which the target has: everything is sent again, and the reason is told.
 /// Where that is not wanted, the run ends.
 #[test]
@@ -259,6 +297,8 @@ fn promoted_replica_lacks_what_was_applied() -> Result<()> {
     allows.wait_condition("InSync", PATIENCE)?;
     forbids.wait_condition("InSync", PATIENCE)?;
 
+    // A master begins to stream to a new replica up to a second after its snapshot.
+    level(&master, &replica)?;
     to_master.stall(true);
     master.conn()?.run(args!["SET", "lost", "1"])?;
     for target in [&allowed, &forbidden] {

@@ -4,6 +4,7 @@
 
 mod answer;
 mod error;
+mod handshake;
 mod link;
 mod silence;
 
@@ -13,20 +14,17 @@ use std::future::pending;
 use tokio::sync::watch;
 
 use super::framing::{Framing, Splitter};
-use super::watch::{SourceShard, cluster_view};
+use super::watch::SourceShard;
 use crate::backoff::Backoff;
-use crate::connection::{Address, Connection, ConnectionError, Dialer};
-use crate::resp::Reply;
+use crate::connection::{Address, Dialer};
 use crate::slot::SlotRanges;
 use crate::spool::{Origin, SpoolWriter};
-use crate::topology::{ServerInfo, parse_cluster_nodes, pick_replica};
+use crate::topology::pick_replica;
 
 use answer::{Answer, Ask, answer, is_behind, printable, why_full};
 pub use error::ReplicationError;
 use link::Link;
 
-/// Announced so that Valkey 9 writes its own RDB format instead of an old one that has no field expiries.
-const ANNOUNCED_VALKEY: &str = "9.1.0";
 /// Looks at the deployment that must agree that a replica is gone before a link that works leaves it.
 const STRIKES: u32 = 2;
 
@@ -189,13 +187,13 @@ impl Replication {
         let address = self.address.clone();
         self.state.send_modify(|state| state.server = Some(address.clone()));
         let mut connection = self.dialer.connect(&address).await?;
-        self.check_shard(&mut connection).await?;
-        introduce(&mut connection).await?;
+        handshake::check_shard(&mut connection, &address, self.shard.as_ref()).await?;
+        handshake::introduce(&mut connection).await?;
         let silence = silence::limit(&mut connection).await?;
         let ask = self.ask(spool, received);
         let mut info = None;
         if let Ask::Psync(wanted) = &ask {
-            info = replication_info(&mut connection).await?;
+            info = handshake::replication_info(&mut connection).await?;
             if let Some(info) = info.as_ref().filter(|info| is_behind(info, wanted)) {
                 let (offset, received) = (info.offset, wanted.offset);
                 return Err(ReplicationError::Behind { address, offset, received });
@@ -241,20 +239,6 @@ impl Replication {
         tokio::select! {
             ended = link.stream(spool, self.acknowledged.clone()) => ended,
             error = self.elsewhere() => Err(error),
-        }
-    }
-
-    /// A node of a cluster may serve another shard by now, or another node may have got its address: its
-    /// data would be taken for this shard's.
-    async fn check_shard(&self, connection: &mut Connection) -> Result<(), ReplicationError> {
-        let members = self.shard.as_ref().and_then(SourceShard::now).map(|at| at.members);
-        let Some(members) = members.filter(|members| !members.is_empty()) else { return Ok(()) };
-        let reply = connection.call(&[b"CLUSTER", b"NODES"]).await?;
-        // Where that is forbidden, CLUSTER SLOTS would not tell which node it is.
-        let nodes = reply.text().and_then(|text| parse_cluster_nodes(text).ok());
-        match nodes.and_then(|nodes| cluster_view::is_of(&nodes, &members)) {
-            Some(false) => Err(ReplicationError::NotOurs { address: self.address.clone() }),
-            Some(true) | None => Ok(()),
         }
     }
 
@@ -398,22 +382,4 @@ async fn report(shard: Option<SourceShard>, state: watch::Sender<LinkState>) -> 
             return pending().await;
         }
     }
-}
-
-/// Tells the source what kind of replica this is. Each option goes alone, as a server stops at the
-/// first it does not know; refusals do not matter.
-async fn introduce(connection: &mut Connection) -> Result<(), ConnectionError> {
-    for option in [["capa", "eof"], ["capa", "psync2"], ["version", ANNOUNCED_VALKEY]] {
-        let reply = connection.call(&[b"REPLCONF", option[0].as_bytes(), option[1].as_bytes()]).await?;
-        if let Reply::Error(text) = reply {
-            tracing::debug!(option = option[0], text = %String::from_utf8_lossy(&text), "REPLCONF option not known");
-        }
-    }
-    Ok(())
-}
-
-/// `None` where INFO is forbidden.
-async fn replication_info(connection: &mut Connection) -> Result<Option<ServerInfo>, ConnectionError> {
-    let reply = connection.call(&[b"INFO", b"replication"]).await?;
-    Ok(reply.text().map(ServerInfo::parse))
 }
