@@ -2,3 +2,4 @@
 
 mod framing;
 pub mod replication;
+pub mod watch;

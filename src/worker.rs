@@ -32,6 +32,7 @@ use crate::rdb::RdbError;
 use crate::resp::frame::FrameError;
 use crate::slot::SlotRanges;
 use crate::source::replication::{Acknowledged, Replication, ReplicationError};
+use crate::source::watch::SourceShard;
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
 use crate::topology::{SlotMap, server_info};
@@ -79,13 +80,20 @@ pub struct WorkerSetup {
     pub uid: String,
     /// The shard's id in the status.
     pub shard: String,
-    /// Names the shard in keys on the target; the same after a failover of the source.
+    /// Names the shard in keys on the target: short, safe in a key, different for each shard, and the same
+    /// after a failover of the source, whether an earlier run is remembered or not. "0" without a cluster,
+    /// else the lowest slot that the shard serves.
     pub lineage: String,
     /// Keeps in the target what it takes so that nothing is applied twice or lost.
     pub exactly_once: bool,
     /// Safe in a key or file name, and different for each shard.
     pub file_name: String,
+    /// Where to begin to read.
     pub source: Address,
+    /// Where the shard is after a failover; `None`: always at `source`.
+    pub source_shard: Option<SourceShard>,
+    /// Read from a replica where one is fit.
+    pub prefer_replica: bool,
     pub source_dialer: Dialer,
     pub psync_command: String,
     pub allow_full_resync: bool,
@@ -226,6 +234,8 @@ pub async fn run(
     let link = Replication {
         dialer: setup.source_dialer.clone(),
         address: setup.source.clone(),
+        shard: setup.source_shard.clone(),
+        prefer_replica: setup.prefer_replica,
         psync_command: setup.psync_command.clone(),
         resume: setup.resume.as_ref().map(|checkpoint| Origin {
             replication_id: checkpoint.replication_id.clone(),

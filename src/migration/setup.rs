@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::checkpoints::Checkpoints;
+use super::identity::KnownShard;
 use super::kept;
 use super::{CheckReport, Finding, FindingLevel, MigrationError};
 use crate::api::Plan;
@@ -14,6 +15,8 @@ use crate::connection::{Address, Dialer};
 use crate::preflight::{
     self, PreflightError, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
 };
+use crate::slot::SlotRanges;
+use crate::source::watch::watch_source;
 use crate::target::lane::LaneLimits;
 use crate::topology::{SlotMap, TopologyKind};
 use crate::worker::{SpoolSetup, TargetShape, WorkerSetup};
@@ -107,12 +110,13 @@ pub fn findings(plan: &Plan, report: &PreflightReport) -> CheckReport {
     CheckReport { findings }
 }
 
-/// One setup for each source shard.
+/// One setup for each source shard; `identities` in their order. From here on the source is watched.
 pub async fn workers(
     plan: &Plan,
     report: &PreflightReport,
     folder: &Path,
     checkpoints: &Checkpoints,
+    identities: &[KnownShard],
 ) -> Result<Vec<WorkerSetup>, MigrationError> {
     let (source, target) = sides(report)?;
     let source_dialer = source_dialer(plan);
@@ -131,17 +135,20 @@ pub async fn workers(
         }
     };
     let count = source.topology.shards.len();
+    let prefer_replica = plan.source.read_from == ReadFrom::PreferReplica;
+    let slots: Vec<SlotRanges> = identities.iter().map(|known| known.slots.clone()).collect();
+    let watched = watch_source(&source_dialer, &source.topology, &slots, prefer_replica);
     let mut workers = Vec::with_capacity(count);
-    let lineages = kept::lineages(&source.topology);
-    let shards = source.topology.shards.iter().zip(&source.origins).zip(lineages);
-    for ((shard, origin), lineage) in shards {
+    for ((identity, source_shard), origin) in identities.iter().zip(watched).zip(&source.origins) {
         workers.push(WorkerSetup {
             uid: plan.uid.clone(),
-            lineage,
             exactly_once: plan.delivery == Delivery::ExactlyOnce,
-            shard: shard.id.clone(),
-            file_name: file_name(&plan.uid, &shard.id),
+            shard: identity.id.clone(),
+            lineage: identity.lineage.clone(),
+            file_name: file_name(&plan.uid, &identity.lineage),
             source: origin.clone(),
+            source_shard: Some(source_shard),
+            prefer_replica,
             source_dialer: source_dialer.clone(),
             psync_command: plan.source.psync_command.clone(),
             allow_full_resync: plan.failure_policy.on_full_resync == FullResyncPolicy::Allow,
@@ -152,7 +159,7 @@ pub async fn workers(
             existing_keys: plan.target.existing_keys,
             database_map: plan.database_map.clone(),
             sole_source: count == 1,
-            slots: source.topology.is_cluster().then(|| shard.slots.clone()),
+            slots: source.topology.is_cluster().then(|| identity.slots.clone()),
             lane: LaneLimits { commands: plan.limits.pipeline_commands, bytes: plan.limits.pipeline_bytes },
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {
@@ -162,7 +169,7 @@ pub async fn workers(
                 folder: folder.to_path_buf(),
             },
             max_quarantined: plan.failure_policy.max_quarantined,
-            resume: checkpoints.shards.get(&shard.id).cloned(),
+            resume: checkpoints.shards.get(&identity.id).cloned(),
             restarted: false,
             anew: false,
             own_keys: checkpoints.begun,
@@ -182,7 +189,7 @@ async fn commands_of(dialer: &Dialer, address: &Address) -> DynamicTable {
 }
 
 /// Letters, digits, `-` and `.` only.
-fn file_name(uid: &str, shard: &str) -> String {
+fn file_name(uid: &str, lineage: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' };
-    format!("{uid}.{}", shard.chars().map(safe).collect::<String>())
+    format!("{uid}.{}", lineage.chars().map(safe).collect::<String>())
 }

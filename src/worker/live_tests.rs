@@ -41,6 +41,8 @@ impl Pair {
             shard: "s".to_owned(),
             file_name: "s".to_owned(),
             source: self.source.address.clone(),
+            source_shard: None,
+            prefer_replica: false,
             source_dialer: Dialer::new(self.source.access(), "from"),
             psync_command: "PSYNC".to_owned(),
             allow_full_resync: true,
