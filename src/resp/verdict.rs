@@ -83,7 +83,7 @@ impl ReplyVerdict {
             b"CROSSSLOT" => ReplyVerdict::CrossSlot,
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" | b"DENIED" | b"-DENIED" => ReplyVerdict::Auth,
             b"NOSCRIPT" => ReplyVerdict::NoScript,
-            b"EXECABORT" => ReplyVerdict::ExecAbort,
+            b"EXECABORT" => aborted(rest),
             b"ERR" => plain_error(rest),
             _ => ReplyVerdict::Other,
         }
@@ -103,6 +103,16 @@ impl ReplyVerdict {
             Self::NoScript | Self::ExecAbort | Self::Other => Next::Quarantine,
             Self::Auth => Next::Fail,
         }
+    }
+}
+
+/// Redis 7 names the cause where EXEC itself met it: "Transaction discarded because of: OOM …". Otherwise
+/// the replies at queue time do.
+fn aborted(rest: &[u8]) -> ReplyVerdict {
+    let cause = memchr::memmem::find(rest, b"because of: ").and_then(|at| rest.get(at + 12..));
+    match cause.map(ReplyVerdict::of) {
+        Some(cause) if cause.next() != Next::Quarantine => cause,
+        _ => ReplyVerdict::ExecAbort,
     }
 }
 
@@ -164,7 +174,12 @@ mod tests {
 
     #[test]
     fn wordings_of_old_and_new_servers() {
-        let cases: [(&str, ReplyVerdict, Next); 24] = [
+        let cases: [(&str, ReplyVerdict, Next); 25] = [
+            (
+                "EXECABORT Transaction discarded because of: OOM command not allowed when used memory > 'maxmemory'.",
+                ReplyVerdict::Oom,
+                Next::RetryUntilOperator,
+            ),
             (
                 "TRYAGAIN Multiple keys request during rehashing of slot",
                 ReplyVerdict::TryAgain,

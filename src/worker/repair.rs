@@ -204,10 +204,8 @@ pub fn examine_chained(trouble: &Trouble) -> ChainedBatch {
         Some(_) if !failed.is_empty() => ChainedBatch::Refused(failed),
         Some(text) if text.is_empty() => ChainedBatch::Behind,
         Some(text) => {
-            // "EXECABORT Transaction discarded because of: OOM …"
-            let cause = memchr::memmem::find(&text, b"because of: ").and_then(|at| text.get(at + 12..));
             let error = String::from_utf8_lossy(&text).into_owned();
-            match ReplyVerdict::of(cause.unwrap_or(&text)).next() {
+            match ReplyVerdict::of(&text).next() {
                 Next::Fail => ChainedBatch::Fatal(Fatal::Denied(error)),
                 _ => ChainedBatch::Later(error),
             }

@@ -257,6 +257,11 @@ impl Applier {
         if self.troubles.is_empty() {
             return Ok(());
         }
+        // What is gathered for a node that lost a slot goes to it first, and comes back: behind what is sent
+        // again, and before what will find the slot's new owner.
+        for lane in 0..self.outbox.lanes() {
+            self.send(lane).await?;
+        }
         self.wait_answers().await?;
         let mut troubles = std::mem::take(&mut self.troubles);
         troubles.sort_by_key(|trouble| (trouble.lane, trouble.batch.sequence));
@@ -311,7 +316,7 @@ impl Applier {
                 let guarding = self.guarding(self.position());
                 let mut direct = self.direct(guarding);
                 for unit in &units {
-                    tracing::debug!(error = %unit.error, "sent again");
+                    tracing::debug!(error = %unit.error, what = %unit.frames.escape_ascii(), "sent again");
                     refused.extend(direct.retry(unit).await.map_err(undirected)?);
                 }
             }
