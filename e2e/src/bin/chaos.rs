@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::chaos::{Arena, Choice, Fault, Plan, Shape, Summary};
+use serde_json::Value;
 
 /// Kills, cuts, stalls and fails over while a client writes, and compares source and target after each run.
 #[derive(Parser)]
@@ -45,6 +46,9 @@ struct Arguments {
     /// The load renews keys that are about to expire.
     #[arg(long)]
     renewals: bool,
+    /// Sets a manifest field in every run, such as /spec/limits/pipelineCommands=1.
+    #[arg(long, value_name = "POINTER=JSON", value_parser = field)]
+    set: Vec<(String, Value)>,
     /// Where plans and logs of runs that were not exact are kept [default: a folder for temporary files].
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
@@ -115,5 +119,13 @@ fn choice(arguments: &Arguments) -> Result<Choice> {
         steps: (arguments.steps.saturating_sub(3).max(1), arguments.steps.max(1)),
         renewals: arguments.renewals,
         additive: arguments.additive,
+        fields: arguments.set.clone(),
     })
+}
+
+fn field(text: &str) -> Result<(String, Value)> {
+    let (pointer, value) = text.split_once('=').context("no = in it")?;
+    // A word that is not JSON is meant as a string.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((pointer.to_owned(), value))
 }

@@ -123,7 +123,13 @@ impl Fault {
         use Fault::*;
         matches!(
             self,
-            Stop | Rival | TargetSlots | TargetFailover | TargetForce | TargetCrash | TargetRollback
+            Stop | Rival
+                | TargetMemory
+                | TargetSlots
+                | TargetFailover
+                | TargetForce
+                | TargetCrash
+                | TargetRollback
         )
     }
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::Value;
 
 use super::Fault;
 use crate::load::Load;
@@ -61,6 +62,8 @@ pub struct Choice {
     pub renewals: bool,
     /// Percent of the load's commands that show when they run twice; a part of the plan otherwise.
     pub additive: Option<u32>,
+    /// Fields of the manifest, by their paths.
+    pub fields: Vec<(String, Value)>,
 }
 
 impl Default for Choice {
@@ -72,6 +75,7 @@ impl Default for Choice {
             steps: (5, 8),
             renewals: false,
             additive: None,
+            fields: Vec::new(),
         }
     }
 }
@@ -91,6 +95,8 @@ pub struct Plan {
     /// Faults begin once the tool is in sync, and not already during the full sync.
     pub in_sync: bool,
     pub steps: Vec<Step>,
+    /// Fields of the manifest, by their paths.
+    pub fields: Vec<(String, Value)>,
 }
 
 /// A fault. Time is counted in commands of the writer, which stops for no fault of the tool's.
@@ -131,6 +137,7 @@ impl Plan {
             diskless: random.random(),
             in_sync: random.random_bool(0.6),
             steps: (0..count).map(|_| step(random, &possible)).collect(),
+            fields: choice.fields.clone(),
         };
         if let Some(last) = plan.steps.last_mut() {
             last.overlaps = false;
@@ -189,7 +196,7 @@ fn one_of(random: &mut StdRng, shapes: &[Shape]) -> Result<Shape> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, source, target, load, rounds, key_delay, diskless, in_sync, steps } = self;
+        let Self { seed, source, target, load, rounds, key_delay, diskless, in_sync, steps, fields } = self;
         writeln!(f, "seed {seed}: {source} to {target}")?;
         writeln!(
             f,
@@ -201,6 +208,9 @@ impl fmt::Display for Plan {
             "  load: {}/s, databases {:?}, {} tags, one slot {}, {} % additive",
             load.rate, load.databases, load.tags, load.one_slot, load.additive
         )?;
+        for (path, value) in fields {
+            writeln!(f, "  {path} is {value}")?;
+        }
         for step in steps {
             let Step { fault, before, hold, overlaps, settles, pick } = step;
             writeln!(

@@ -85,7 +85,9 @@ fn manifest(plan: &Plan, unguarded: bool, source: &Deployment, target: &Deployme
         .set("/spec/delivery", "ExactlyOnce")
         .set("/spec/verification/mode", "Off");
     // What unguarded replays are refused must not end the run before its data can be compared.
-    Ok(if unguarded { manifest.set("/spec/failurePolicy/maxQuarantined", 1_000_000) } else { manifest })
+    let manifest =
+        if unguarded { manifest.set("/spec/failurePolicy/maxQuarantined", 1_000_000) } else { manifest };
+    Ok(plan.fields.iter().fold(manifest, |manifest, (path, value)| manifest.set(path, value.clone())))
 }
 
 impl Run<'_> {
