@@ -151,18 +151,28 @@ impl Keeper {
         let finished = first.wait_exit(FENCED);
         let finished = finished.context("the older of two processes goes on")?;
         let status = finished.status().unwrap_or_default();
-        self.ended.push((finished.stderr, status));
+        let quarantined = self.count(&status);
+        self.ended.push((finished.stderr, status.clone()));
         ensure!(finished.code == 1, "the older of two processes ended with exit code {}", finished.code);
+        // Commands are refused when both write; then it was that which ended it.
+        ensure!(quarantined == 0, "the older of two processes wrote on: {}", status["message"]);
         Ok(())
     }
 
     fn record(&mut self, tool: &Tool) {
         let status = tool.status().unwrap_or_default();
+        self.count(&status);
+        self.ended.push((tool.stderr(), status));
+    }
+
+    /// Adds what a process that has ended counted; how much it quarantined.
+    fn count(&mut self, status: &Value) -> i64 {
         let number = |part: &str, name: &str| status[part][name].as_i64().unwrap_or(0);
         self.counts.resumes += number("replication", "resumes");
         self.counts.full_resyncs += number("replication", "fullResyncs");
-        self.counts.quarantined = self.counts.quarantined.max(number("quarantine", "commands"));
-        self.ended.push((tool.stderr(), status));
+        let quarantined = number("quarantine", "commands");
+        self.counts.quarantined = self.counts.quarantined.max(quarantined);
+        quarantined
     }
 }
 
