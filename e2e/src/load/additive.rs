@@ -42,7 +42,9 @@ pub(super) fn any(s: &mut Step, renewals: bool) {
         10 => {
             let (k, bit) = (s.key("b"), s.below(2000));
             s.add(args!["SETBIT", k, bit, "1"]);
-            s.add(args!["BITFIELD", k, "INCRBY", "u16", "#2", "3"]);
+            if s.version.has(3, 2) {
+                s.add(args!["BITFIELD", k, "INCRBY", "u16", "#2", "3"]);
+            }
         }
         11..14 => {
             let (k, word) = (s.key("q"), if s.random.random() { "LPUSH" } else { "RPUSH" });
