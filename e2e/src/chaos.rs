@@ -56,6 +56,11 @@ impl Arena {
 
     /// An error is one of the servers or of the harness, not of the tool.
     pub fn run(&mut self, plan: &Plan) -> Result<Outcome> {
+        // Once more with new servers: kept ones may have failed over by themselves while they were filled.
+        self.once(plan).or_else(|_| self.once(plan))
+    }
+
+    fn once(&mut self, plan: &Plan) -> Result<Outcome> {
         let mut source = self.take(Side::Source, plan.source)?;
         let mut target = self.take(Side::Target, plan.target)?;
         let outcome = run::run(plan, self.unguarded, &mut source, &mut target)?;

@@ -27,25 +27,27 @@ fn kept(outcome: &Outcome) -> String {
 }
 
 /// A load of nothing but commands that must not run twice, and a tool that is killed all the time.
-fn kills() -> Result<Plan> {
+fn kills(target: Shape) -> Result<Plan> {
     let choice = Choice {
         faults: vec![Fault::Kill, Fault::ResetTarget],
         steps: (8, 8),
         additive: Some(100),
-        ..between(Shape::Standalone, Shape::Standalone)
+        ..between(Shape::Standalone, target)
     };
     Plan::new(3, &choice)
 }
 
 #[test]
 fn exact_after_kills() -> Result<()> {
-    exact(&mut Arena::new(false), &kills()?)
+    let mut arena = Arena::new(false);
+    exact(&mut arena, &kills(Shape::Standalone)?)?;
+    exact(&mut arena, &kills(Shape::Cluster)?)
 }
 
 /// Without its guards the same run must differ: otherwise an exact one would show nothing.
 #[test]
 fn without_guards_kills_differ() -> Result<()> {
-    let outcome = Arena::new(true).run(&kills()?)?;
+    let outcome = Arena::new(true).run(&kills(Shape::Cluster)?)?;
     println!("{outcome}");
     ensure!(!outcome.differences.is_empty(), "{outcome}\n{}", outcome.details());
     Ok(())
