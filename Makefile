@@ -8,6 +8,8 @@ target := $(or $(CARGO_TARGET_DIR),target)
 # Passed on as they are: make bench BENCH='--runs 1 --scale 0.1'
 BENCH ?=
 CHAOS ?= --runs 200
+# With these the plans are the first ones of CHAOS as it stands above: only the guards are off.
+MUTANT ?= --runs 20
 
 .PHONY: help setup test fmt lint deny unit e2e demo bench chaos
 help: ## this list
@@ -47,4 +49,4 @@ bench: setup ## the figures, beside the limits measured in the same run
 chaos: setup ## faults of all kinds while a client writes; then with the guards off, which must show
 	cargo build --locked --release --workspace
 	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/chaos" $(CHAOS)
-	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/chaos" --mutant --runs 10 --faults kill,cut-target,reset-target
+	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/chaos" --mutant $(MUTANT)

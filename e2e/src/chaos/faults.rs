@@ -83,7 +83,12 @@ impl Run<'_> {
                 self.ways(side).each(|proxy| match held {
                     Held::Stall => proxy.stall(false),
                     Held::Slow => proxy.limit(None),
-                    Held::Fuse => drop(proxy.defuse()),
+                    // Broken all the same where too little went through.
+                    Held::Fuse => {
+                        if proxy.defuse() {
+                            proxy.cut();
+                        }
+                    }
                 });
                 Ok(())
             }
@@ -171,7 +176,7 @@ impl Run<'_> {
                     // Batches and replies of the target, the stream of the source.
                     let way =
                         if side == Side::Target && !pick.is_multiple_of(4) { Way::Up } else { Way::Down };
-                    self.ways(side).each(|proxy| proxy.cut_after(pick / 4 % 60_000, way));
+                    self.ways(side).each(|proxy| proxy.cut_after(pick / 4 % 15_000, way));
                     Held::Fuse
                 }
             };
