@@ -7,8 +7,11 @@ export REDIS_MIGRATION_CACHE ?= $(CURDIR)/.cache
 target := $(or $(CARGO_TARGET_DIR),target)
 # Passed on as they are: make bench BENCH='--runs 1 --scale 0.1'
 BENCH ?=
+CHAOS ?= --runs 200
+# With these the plans are the first ones of CHAOS as it stands above: only the guards are off.
+MUTANT ?= --runs 20
 
-.PHONY: help setup test fmt lint deny unit e2e demo bench
+.PHONY: help setup test fmt lint deny unit e2e demo bench chaos
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 8
 
@@ -42,3 +45,8 @@ demo: setup ## a live migration to look at: standalone Redis to a 3-node cluster
 bench: setup ## the figures, beside the limits measured in the same run
 	cargo build --locked --release --workspace
 	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/bench" $(BENCH)
+
+chaos: setup ## faults of all kinds while a client writes; then with the guards off, which must show
+	cargo build --locked --release --workspace
+	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/chaos" $(CHAOS)
+	REDIS_MIGRATION_BIN="$(target)/release/redis-migration" "$(target)/release/chaos" --mutant $(MUTANT)

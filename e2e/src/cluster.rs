@@ -38,10 +38,11 @@ impl Cluster {
     /// Nodes that know each other and serve no slot.
     pub fn start_unassigned(options: Options, masters: usize, replicas_each: usize) -> Result<Self> {
         ensure!(masters > 0, "a cluster needs a master");
+        // What the caller sets comes later in the file, and so holds.
         let options = options
-            .with("cluster-enabled", "yes")
-            .with("cluster-config-file", "nodes.conf")
-            .with("cluster-node-timeout", "5000");
+            .before("cluster-enabled", "yes")
+            .before("cluster-config-file", "nodes.conf")
+            .before("cluster-node-timeout", "5000");
         let count = masters * (1 + replicas_each);
         let nodes = (0..count)
             .map(|i| match options.fixed_port() {

@@ -11,6 +11,7 @@ macro_rules! args {
     ($($word:expr),* $(,)?) => { &[$(AsRef::<[u8]>::as_ref(&$word)),*] };
 }
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod compare;

@@ -1,5 +1,6 @@
 //! A client that keeps writing commands of every family until it is stopped.
 
+mod additive;
 mod families;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,10 @@ pub struct Load {
     pub across_databases: bool,
     /// Hash tags in use: fewer means that more commands meet on a key.
     pub tags: u32,
+    /// Share of commands, in percent, that show at once when one is lost or runs twice.
+    pub additive: u32,
+    /// Keys that are about to expire get a later time, or lose it: a target that lags must not expire them.
+    pub renewals: bool,
     /// Keys start with this.
     pub prefix: String,
 }
@@ -43,6 +48,8 @@ impl Default for Load {
             one_slot: true,
             across_databases: false,
             tags: 40,
+            additive: 0,
+            renewals: false,
             prefix: "load".into(),
         }
     }
@@ -65,10 +72,22 @@ pub struct Writer {
 impl Writer {
     pub fn start(endpoint: &Endpoint, load: Load) -> Result<Self> {
         let client = Client::open(endpoint)?;
+        Self::spawn(move |stop, counted| write(client, &load, stop, counted))
+    }
+
+    /// Writes to whatever `locate` finds, looked for again whenever a connection is lost or a server
+    /// answers that it is not the one to write to. What is lost that way is not repeated, and no error
+    /// reply is an error.
+    pub fn follow(locate: impl Fn() -> Result<Client> + Send + 'static, load: Load) -> Result<Self> {
+        let client = locate()?;
+        Self::spawn(move |stop, counted| follow(client, &locate, &load, stop, counted))
+    }
+
+    fn spawn(work: impl FnOnce(&AtomicBool, &AtomicU64) -> Result<Written> + Send + 'static) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let commands = Arc::new(AtomicU64::new(0));
         let (stopping, counted) = (Arc::clone(&stop), Arc::clone(&commands));
-        let thread = std::thread::spawn(move || write(client, &load, &stopping, &counted));
+        let thread = std::thread::spawn(move || work(&stopping, &counted));
         Ok(Self { stop, commands, thread: Some(thread) })
     }
 
@@ -118,45 +137,12 @@ const EXPECTED: [&str; 6] = [
 
 fn write(mut client: Client, load: &Load, stop: &AtomicBool, counter: &AtomicU64) -> Result<Written> {
     let mut written = Written::default();
-    let version = client.version;
     families::prepare(&mut client)?;
-    let mut step = Step {
-        random: StdRng::seed_from_u64(load.seed),
-        version,
-        one_slot: load.one_slot,
-        tags: load.tags.max(2),
-        prefix: load.prefix.clone(),
-        tag: 0,
-        batch: Batch::default(),
-        serial: 0,
-    };
-    let mut batches: Vec<Batch> = client.nodes.iter().map(|_| Batch::default()).collect();
+    let mut rounds = Rounds::new(load, &client);
     let start = Instant::now();
-    let mut turn = 0_usize;
     while !stop.load(Relaxed) {
-        if let [_, _, ..] = load.databases.as_slice() {
-            let database = load.databases.get(turn % load.databases.len()).copied().unwrap_or(0);
-            batches.iter_mut().for_each(|batch| batch.add(args!["SELECT", database.to_string()]));
-        } else if turn == 0 {
-            client.select(load.databases.first().copied().unwrap_or(0))?;
-        }
-        for _ in 0..25 {
-            step.tag = step.random.random_range(0..step.tags);
-            let node = client.node_of(step.key("n").as_bytes())?;
-            families::any(&mut step);
-            if let Some(batch) = batches.get_mut(node) {
-                batch.bytes.append(&mut step.batch.bytes);
-                batch.count += std::mem::take(&mut step.batch.count);
-            }
-        }
-        if load.across_databases && turn % 8 == 7 {
-            families::across(&mut step, &load.databases, turn);
-            if let Some(batch) = batches.first_mut() {
-                batch.bytes.append(&mut step.batch.bytes);
-                batch.count += std::mem::take(&mut step.batch.count);
-            }
-        }
-        for (node, batch) in client.nodes.iter_mut().zip(&mut batches) {
+        rounds.fill(&client)?;
+        for (node, batch) in client.nodes.iter_mut().zip(&mut rounds.batches) {
             for reply in node.pipeline(batch)? {
                 note(&reply, &mut written.errors);
             }
@@ -164,7 +150,6 @@ fn write(mut client: Client, load: &Load, stop: &AtomicBool, counter: &AtomicU64
             batch.clear();
         }
         counter.store(written.commands, Relaxed);
-        turn += 1;
         // A pace, so that the machine stays usable for what is under test.
         let due = Duration::from_secs_f64(written.commands as f64 / f64::from(load.rate.max(1)));
         if let Some(early) = due.checked_sub(start.elapsed()) {
@@ -172,6 +157,115 @@ fn write(mut client: Client, load: &Load, stop: &AtomicBool, counter: &AtomicU64
         }
     }
     Ok(written)
+}
+
+fn follow(
+    mut client: Client,
+    locate: &dyn Fn() -> Result<Client>,
+    load: &Load,
+    stop: &AtomicBool,
+    counter: &AtomicU64,
+) -> Result<Written> {
+    let mut written = Written::default();
+    families::prepare(&mut client)?;
+    let mut rounds = Rounds::new(load, &client);
+    while !stop.load(Relaxed) {
+        let started = Instant::now();
+        let before = written.commands;
+        let mut here = rounds.fill(&client).is_ok();
+        for (node, batch) in client.nodes.iter_mut().zip(&mut rounds.batches) {
+            match node.pipeline(batch) {
+                Ok(replies) => {
+                    let away = replies.iter().filter(|reply| is_elsewhere(reply)).count();
+                    here &= away == 0;
+                    written.commands += (replies.len() - away) as u64;
+                }
+                Err(_) => here = false,
+            }
+        }
+        counter.store(written.commands, Relaxed);
+        // What an outage kept from being written is not made up for.
+        let pace = Duration::from_secs_f64((written.commands - before) as f64 / f64::from(load.rate.max(1)));
+        std::thread::sleep(pace.saturating_sub(started.elapsed()));
+        while !here && !stop.load(Relaxed) {
+            match locate() {
+                Ok(found) => (client, here) = (found, true),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+    Ok(written)
+}
+
+/// The answer of a server that is not the one to write to, or not now. What a transaction queues
+/// before its EXEC is refused one by one.
+fn is_elsewhere(reply: &Value) -> bool {
+    const CODES: [&str; 10] = [
+        "MOVED",
+        "ASK",
+        "TRYAGAIN",
+        "CLUSTERDOWN",
+        "READONLY",
+        "LOADING",
+        "MASTERDOWN",
+        "EXECABORT",
+        "UNBLOCKED",
+        "NOREPLICAS",
+    ];
+    matches!(reply, Value::ServerError(error) if CODES.contains(&error.code()))
+}
+
+/// What goes out at once: a few steps, gathered by the node that takes them.
+struct Rounds<'a> {
+    load: &'a Load,
+    step: Step,
+    batches: Vec<Batch>,
+    turn: usize,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(load: &'a Load, client: &Client) -> Self {
+        let step = Step {
+            random: StdRng::seed_from_u64(load.seed),
+            version: client.version,
+            one_slot: load.one_slot,
+            tags: load.tags.max(2),
+            prefix: load.prefix.clone(),
+            tag: 0,
+            batch: Batch::default(),
+            serial: 0,
+        };
+        Self { load, step, batches: Vec::new(), turn: 0 }
+    }
+
+    /// The next steps, into one batch for each node of the client.
+    fn fill(&mut self, client: &Client) -> Result<()> {
+        let Self { load, step, batches, turn } = self;
+        batches.clear();
+        batches.resize_with(client.nodes.len(), Batch::default);
+        let databases = load.databases.as_slice();
+        let database = databases.get(*turn % databases.len().max(1)).copied().unwrap_or(0);
+        // A connection may be a new one at any turn; a cluster knows only database 0.
+        if !client.is_cluster() {
+            batches.iter_mut().for_each(|batch| batch.add(args!["SELECT", database.to_string()]));
+        }
+        for _ in 0..25 {
+            step.tag = step.random.random_range(0..step.tags);
+            let node = client.node_of(step.key("n").as_bytes())?;
+            if load.additive > 0 && step.random.random_range(0..100) < load.additive {
+                additive::any(step, load.renewals);
+            } else {
+                families::any(step);
+            }
+            step.move_into(batches.get_mut(node));
+        }
+        if load.across_databases && *turn % 8 == 7 {
+            families::across(step, databases, *turn);
+            step.move_into(batches.first_mut());
+        }
+        *turn += 1;
+        Ok(())
+    }
 }
 
 /// Errors may also stand inside the answer to EXEC.
@@ -238,5 +332,13 @@ impl Step {
 
     fn add(&mut self, words: &[&[u8]]) {
         self.batch.add(words);
+    }
+
+    fn move_into(&mut self, batch: Option<&mut Batch>) {
+        let mut own = std::mem::take(&mut self.batch);
+        if let Some(batch) = batch {
+            batch.bytes.append(&mut own.bytes);
+            batch.count += own.count;
+        }
     }
 }

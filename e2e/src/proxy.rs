@@ -1,12 +1,24 @@
-//! A TCP proxy between two parties that can cut, stall and refuse.
+//! A TCP proxy between two parties that can cut, stall, slow down, freeze and refuse.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+mod link;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::Result;
+
+use link::Link;
+
+/// Where bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the client to the server behind the proxy.
+    Up,
+    /// From that server to the client.
+    Down,
+}
 
 /// Forwards connections until it is dropped.
 pub struct Proxy {
@@ -18,9 +30,20 @@ struct Shared {
     upstream: String,
     refuse: AtomicBool,
     ended: AtomicBool,
-    stalled: (Mutex<bool>, Condvar),
-    streams: Mutex<Vec<TcpStream>>,
+    control: Mutex<Control>,
+    /// Tells those who wait that `control` or the state of a link is another now.
+    changed: Condvar,
+    links: Mutex<Vec<Arc<Link>>>,
     forwarded: AtomicU64,
+}
+
+#[derive(Default)]
+struct Control {
+    stalled: bool,
+    /// Bytes a second, for each connection and way.
+    limit: Option<u64>,
+    /// All connections break once so many more bytes went up, or down.
+    fuses: [Option<u64>; 2],
 }
 
 impl Proxy {
@@ -31,8 +54,9 @@ impl Proxy {
             upstream: upstream.to_owned(),
             refuse: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            stalled: (Mutex::new(false), Condvar::new()),
-            streams: Mutex::default(),
+            control: Mutex::default(),
+            changed: Condvar::new(),
+            links: Mutex::default(),
             forwarded: AtomicU64::new(0),
         });
         let accepting = Arc::clone(&shared);
@@ -43,7 +67,7 @@ impl Proxy {
                 }
                 if !accepting.refuse.load(SeqCst) {
                     // The upstream being down looks to the client as it does without a proxy: closed.
-                    let _ = accepting.forward(client);
+                    let _ = link::open(&accepting, client);
                 }
             }
         });
@@ -56,17 +80,39 @@ impl Proxy {
 
     /// Breaks all connections that there are now.
     pub fn cut(&self) {
-        let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in streams.drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.shared.cut();
+    }
+
+    /// Breaks all connections as soon as exactly so many more bytes went this way, counted over all of them.
+    pub fn cut_after(&self, bytes: u64, way: Way) {
+        self.shared.set(|control| control.fuses[way as usize] = Some(bytes));
+    }
+
+    /// Forgets a `cut_after` that has not happened; says whether there was one.
+    pub fn defuse(&self) -> bool {
+        let mut armed = false;
+        self.shared.set(|control| {
+            armed = control.fuses.iter().any(Option::is_some);
+            control.fuses = [None; 2];
+        });
+        armed
     }
 
     /// Holds back everything, connections staying open, until called with `false`.
     pub fn stall(&self, stalled: bool) {
-        let (lock, changed) = &self.shared.stalled;
-        *lock.lock().unwrap_or_else(PoisonError::into_inner) = stalled;
-        changed.notify_all();
+        self.shared.set(|control| control.stalled = stalled);
+    }
+
+    /// Forwards so many bytes a second and no more, on each connection and in each direction.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        self.shared.set(|control| control.limit = bytes_per_second);
+    }
+
+    /// The connections that there are now pass nothing on any more, not even their end; new ones work.
+    pub fn freeze(&self) {
+        for link in self.shared.links().iter() {
+            link.freeze();
+        }
     }
 
     /// New connections are closed at once while this holds.
@@ -83,7 +129,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ended.store(true, SeqCst);
-        self.stall(false);
+        self.shared.set(|control| *control = Control::default());
         self.cut();
         // Wakes the accepting thread, which then sees that it has ended.
         let _ = TcpStream::connect(self.address);
@@ -91,38 +137,19 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn forward(self: &Arc<Self>, client: TcpStream) -> Result<()> {
-        let upstream = TcpStream::connect(&self.upstream)?;
-        client.set_nodelay(true)?;
-        upstream.set_nodelay(true)?;
-        {
-            let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-            streams.extend([client.try_clone()?, upstream.try_clone()?]);
-        }
-        let (down, up) = (Arc::clone(self), Arc::clone(self));
-        let (client_writer, upstream_writer) = (client.try_clone()?, upstream.try_clone()?);
-        thread::spawn(move || down.copy(upstream, client_writer, true));
-        thread::spawn(move || up.copy(client, upstream_writer, false));
-        Ok(())
+    fn cut(&self) {
+        let links = std::mem::take(&mut *self.links());
+        links.iter().for_each(|link| link.close());
+        // Those who wait hold the lock until they wait: none of them misses it.
+        self.set(|_| {});
     }
 
-    fn copy(&self, mut from: TcpStream, mut to: TcpStream, count: bool) {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(n @ 1..) = from.read(&mut buffer) {
-            let (lock, changed) = &self.stalled;
-            let mut stalled = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            while *stalled {
-                stalled = changed.wait(stalled).unwrap_or_else(PoisonError::into_inner);
-            }
-            drop(stalled);
-            if to.write_all(buffer.get(..n).unwrap_or_default()).is_err() {
-                break;
-            }
-            if count {
-                self.forwarded.fetch_add(n as u64, SeqCst);
-            }
-        }
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
+    fn set(&self, change: impl FnOnce(&mut Control)) {
+        change(&mut self.control.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,6 +11,21 @@ pub struct Sentinels {
     pub name: String,
 }
 
+/// How patient the sentinels are.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Silence after which a server counts as down.
+    pub down_after: Duration,
+    /// Half of the least time between two failovers that they decide on.
+    pub failover_timeout: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { down_after: Duration::from_millis(1500), failover_timeout: Duration::from_secs(6) }
+    }
+}
+
 impl Sentinels {
     /// As many sentinels watch `master` under this name; a majority decides. Returns once each knows
     /// the master, its replicas and the other sentinels.
@@ -21,14 +36,26 @@ impl Sentinels {
         master: &Server,
         replicas: usize,
     ) -> Result<Self> {
+        Self::start_with(version, count, name, master, replicas, Timing::default())
+    }
+
+    pub fn start_with(
+        version: Version,
+        count: usize,
+        name: &str,
+        master: &Server,
+        replicas: usize,
+        timing: Timing,
+    ) -> Result<Self> {
+        let Timing { down_after, failover_timeout } = timing;
         let quorum = count / 2 + 1;
         let nodes = (0..count)
             .map(|_| {
                 let mut options = Options::new(version)
                     .sentinel()
                     .with("sentinel monitor", &format!("{name} 127.0.0.1 {} {quorum}", master.port))
-                    .with("sentinel down-after-milliseconds", &format!("{name} 1500"))
-                    .with("sentinel failover-timeout", &format!("{name} 6000"));
+                    .with("sentinel down-after-milliseconds", &format!("{name} {}", down_after.as_millis()))
+                    .with("sentinel failover-timeout", &format!("{name} {}", failover_timeout.as_millis()));
                 if let Some((_, password)) = master.endpoint().auth {
                     options = options.with("sentinel auth-pass", &format!("{name} {password}"));
                 }

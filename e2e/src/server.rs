@@ -47,6 +47,12 @@ impl Options {
         self
     }
 
+    /// As `with`, for what lines added otherwise override.
+    pub(crate) fn before(mut self, name: &str, value: &str) -> Self {
+        self.config.insert(0, (name.to_owned(), value.to_owned()));
+        self
+    }
+
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
@@ -185,6 +191,14 @@ impl Server {
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
         self.launch()
+    }
+
+    /// As `restart`, with another line at the end of the configuration for this time.
+    pub fn restart_with(&mut self, name: &str, value: &str) -> Result<()> {
+        self.options = self.options.clone().with(name, value);
+        let started = self.restart();
+        self.options.config.pop();
+        started
     }
 
     /// Writes a snapshot and says where it is.

@@ -79,7 +79,8 @@ impl Tool {
         Self::spawn(Arc::new(tempfile::tempdir()?), manifest, further, env)
     }
 
-    fn spawn(
+    /// In this folder, with these variables in its environment.
+    pub fn spawn(
         folder: Arc<TempDir>,
         manifest: &Manifest,
         further: &[&str],
@@ -168,16 +169,31 @@ impl Tool {
 
     /// SIGTERM
     pub fn terminate(&self) -> Result<()> {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
-        ensure!(status.success(), "no process to terminate");
+        self.signal("TERM")
+    }
+
+    /// A signal by its name without SIG.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
+        ensure!(status.success(), "no process to send SIG{name} to");
         Ok(())
+    }
+
+    /// The exit code, once it has ended; -1 after a signal. All that it wrote has been read by then.
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        let Some(status) = self.child.try_wait()? else { return Ok(None) };
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        Ok(Some(status.code().unwrap_or(-1)))
     }
 
     /// SIGKILL, as a crash would end it.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        Ok(())
+        self.ended().map(drop)
     }
 
     /// Waits until it ends by itself.

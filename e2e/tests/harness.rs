@@ -1,12 +1,14 @@
 //! The harness itself, without the engine: a server's own replica must compare equal, and whatever
 //! is changed on one side must be found.
 
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use anyhow::Result;
 use e2e::compare::{self, compare, wait_equal};
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
+use e2e::proxy::Way;
 use e2e::{Cluster, Options, Proxy, Sentinels, Server, Version, args, wait_until};
 
 const SETTLE: Duration = Duration::from_secs(20);
@@ -15,7 +17,14 @@ const SETTLE: Duration = Duration::from_secs(20);
 fn replica_is_equal(version: Version) -> Result<()> {
     let source = Server::start(version)?;
     Dataset::default().rounds(3).fill(&mut source.client()?)?;
-    let load = Load { databases: vec![0, 1, 9], across_databases: true, ..Load::default() };
+    let load = Load {
+        databases: vec![0, 1, 9],
+        across_databases: true,
+        additive: 30,
+        // Older replicas show keys that have expired until the master says so.
+        renewals: version.has(5, 0),
+        ..Load::default()
+    };
     let writer = Writer::start(&source.endpoint(), load)?;
     writer.wait_more(1_000, SETTLE)?;
     let replica = source.replica()?;
@@ -179,7 +188,7 @@ fn proxy_forwards_cuts_stalls_and_refuses() -> Result<()> {
     let mut conn = open()?;
     conn.run(args!["SET", "k", "v"])?;
     // Counted once it is passed on, which the client may hear of first.
-    e2e::wait_until("bytes to be counted", std::time::Duration::from_secs(10), || {
+    e2e::wait_until("bytes to be counted", Duration::from_secs(10), || {
         Ok((proxy.forwarded() > 0).then_some(()))
     })?;
     proxy.cut();
@@ -204,6 +213,82 @@ fn proxy_forwards_cuts_stalls_and_refuses() -> Result<()> {
     assert!(open().and_then(|mut conn| conn.run(args!["PING"])).is_err());
     proxy.refuse(false);
     wait_until("connection", SETTLE, || open().map(Some))?;
+    Ok(())
+}
+
+#[test]
+fn proxy_cuts_in_the_middle_limits_and_freezes() -> Result<()> {
+    let server = Server::start(Version::REDIS_7_0)?;
+    let proxy = Proxy::start(&server.address())?;
+    let open = || e2e::Conn::open(&proxy.address(), None);
+    let append = |conn: &mut e2e::Conn, bytes: usize| conn.run(args!["APPEND", "k", vec![b'x'; bytes]]);
+
+    // 100 commands of 25 bytes, broken off within the 51st.
+    let mut batch = e2e::Batch::default();
+    (0..100).for_each(|_| batch.add(args!["INCR", "count"]));
+    assert_eq!(batch.bytes.len(), 25 * 100);
+    let mut conn = open()?;
+    proxy.cut_after(25 * 50 + 10, Way::Up);
+    assert!(conn.pipeline(&batch).is_err());
+    wait_until("50 commands", SETTLE, || {
+        Ok((server.conn()?.text(args!["GET", "count"])? == "50").then_some(()))
+    })?;
+    assert!(!proxy.defuse(), "it went off");
+    append(&mut open()?, 1)?;
+
+    // Half a second's worth.
+    proxy.limit(Some(20_000));
+    let mut conn = open()?;
+    let started = std::time::Instant::now();
+    append(&mut conn, 10_000)?;
+    assert!(started.elapsed() > Duration::from_millis(400), "{:?}", started.elapsed());
+    proxy.limit(None);
+
+    // Frozen: open, and silent; what is new is not.
+    let mut frozen = std::net::TcpStream::connect(proxy.address())?;
+    frozen.write_all(b"PING\r\n")?;
+    let mut answer = [0; 7];
+    frozen.read_exact(&mut answer)?;
+    proxy.freeze();
+    frozen.write_all(b"PING\r\n")?;
+    frozen.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let error = frozen.read(&mut answer).map_err(|error| error.kind());
+    assert!(matches!(error, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{error:?}");
+    append(&mut open()?, 1)?;
+    proxy.cut();
+    frozen.set_read_timeout(Some(SETTLE))?;
+    assert!(matches!(frozen.read(&mut answer), Ok(0) | Err(_)));
+    Ok(())
+}
+
+/// A writer that follows goes on with the promoted master.
+#[test]
+fn writer_follows_a_failover() -> Result<()> {
+    let mut master = Server::start(Version::REDIS_7_0)?;
+    let replica = master.replica()?;
+    let addresses = [master.endpoint(), replica.endpoint()];
+    let locate = move || {
+        let mut last = Err(anyhow::anyhow!("nobody"));
+        for endpoint in &addresses {
+            last = e2e::Client::open(endpoint);
+            let writable = last.as_mut().is_ok_and(|client| {
+                client.nodes.iter_mut().all(|node| node.run(args!["SET", "probe", "1"]).is_ok())
+            });
+            if writable {
+                break;
+            }
+        }
+        last
+    };
+    let load = Load { additive: 50, ..Load::default() };
+    let writer = Writer::follow(locate, load)?;
+    writer.wait_more(500, SETTLE)?;
+    master.kill();
+    replica.conn()?.run(args!["REPLICAOF", "NO", "ONE"])?;
+    let before = replica.conn()?.number(args!["DBSIZE"])?;
+    writer.wait_more(3_000, SETTLE)?;
+    writer.stop()?;
+    assert!(replica.conn()?.number(args!["DBSIZE"])? > before);
     Ok(())
 }
 
