@@ -408,10 +408,12 @@ impl Run {
 
     fn observe(&mut self) -> Result<(), Ended> {
         self.state.gather(&self.shards);
-        let full = self.shards.iter().any(|shard| shard.numbers().spool_full);
-        if full {
-            let message = "the spool is full (limits.spoolDisk): the source waits for the target";
-            self.state.set(conditions::DEGRADED, true, reason::SPOOL_FULL, message);
+        let why_full = |shard: &Shard| shard.numbers().why_full.map(|why| (shard.id.clone(), why));
+        if let Some((shard, why)) = self.shards.iter().find_map(why_full) {
+            let message = format!("the spool of shard {shard} is full: {why}; its source is made to wait");
+            self.state.set(conditions::DEGRADED, true, reason::SPOOL_FULL, &message);
+        } else {
+            self.state.remove_reason(conditions::DEGRADED, reason::SPOOL_FULL);
         }
         if let Some(shard) = self.shards.iter().find(|shard| shard.link().full_resyncs > 0) {
             let message = format!("shard {} had to be copied again", shard.id);

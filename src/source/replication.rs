@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
 use super::framing::{Framing, Splitter};
+use super::keep_alive::while_sending;
 use crate::backoff::Backoff;
 use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer, Stream};
@@ -401,8 +402,13 @@ impl Link {
             while !self.buffer.is_empty() {
                 let split = splitter.split(&self.buffer);
                 let now = unix_millis();
-                spool.append(&split.held, now).await?;
-                spool.append(self.buffer.get(..split.direct).unwrap_or_default(), now).await?;
+                let direct = self.buffer.get(..split.direct).unwrap_or_default();
+                let append = async {
+                    spool.append(&split.held, now).await?;
+                    spool.append(direct, now).await
+                };
+                let taken = while_sending(&ack_frame(0), &mut ack_timer, &mut self.write, append).await;
+                taken.map_err(|source| self.io(source))??;
                 self.buffer.advance(split.used);
                 if split.ended {
                     return Ok(());
@@ -434,9 +440,9 @@ impl Link {
     ) -> Result<Infallible, ReplicationError> {
         let history = spool.history();
         let pending = self.buffer.split();
-        spool.append(&pending, unix_millis()).await?;
         let Self { mut read, mut write, address, .. } = self;
         let read_loop = async {
+            spool.append(&pending, unix_millis()).await?;
             let mut buffer = vec![0u8; READ_BUFFER];
             loop {
                 let count = match tokio::time::timeout(SILENCE, read.read(&mut buffer)).await {
