@@ -236,6 +236,7 @@ impl Run {
             return Ok(outcome);
         }
         if self.options.until == Until::InSync {
+            self.nothing_refused()?;
             return Ok(Outcome::Done);
         }
         self.cut_over().await
@@ -335,7 +336,7 @@ impl Run {
         }
     }
 
-    /// A cutover would lose what the target did not take.
+    /// The target lacks what it did not take: a cutover would lose it.
     fn nothing_refused(&mut self) -> Result<(), Ended> {
         self.state.gather(&self.shards);
         let refused = self.state.status.quarantine.commands;
@@ -343,7 +344,7 @@ impl Run {
             return Ok(());
         }
         let message = format!(
-            "{refused} command(s) or key(s) were not taken by the target (status.quarantine): no cutover"
+            "{refused} command(s) or key(s) were not taken by the target (status.quarantine): it lacks them, no cutover"
         );
         self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
         Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
