@@ -15,6 +15,7 @@ pub mod client;
 pub mod cluster;
 pub mod compare;
 pub mod dataset;
+pub mod fault_proxy;
 pub mod load;
 pub mod manifest;
 pub mod proxy;
@@ -30,6 +31,7 @@ mod reaper;
 
 pub use client::{Batch, Client, Conn, Endpoint};
 pub use cluster::Cluster;
+pub use fault_proxy::{Fault, FaultProxy};
 pub use manifest::Manifest;
 pub use proxy::Proxy;
 pub use sentinel::Sentinels;
