@@ -3,6 +3,9 @@
 mod checkpoints;
 mod coordinator;
 mod cutover;
+mod degraded;
+mod identity;
+mod kept;
 mod setup;
 mod state;
 mod verification;

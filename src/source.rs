@@ -1,5 +1,5 @@
 //! Where the data come from. IO only: bytes go to the spool, formats are decoded behind it.
 
 mod framing;
-mod keep_alive;
 pub mod replication;
+pub mod watch;

@@ -1,3 +1,9 @@
-//! Where the data go: one lane per target node, each a pipeline whose replies are only counted.
+//! Where the data go: one lane per target node, each a pipeline whose replies are only counted; and what
+//! a migration keeps there, so that nothing is applied twice or lost.
 
+pub mod chain;
+pub mod fence;
+pub mod keys;
 pub mod lane;
+pub mod recovery;
+pub mod wipe;

@@ -21,9 +21,12 @@ use crate::connection::{Address, Connection, ConnectionError, Dialer, RedisAcces
 use crate::slot::SlotRanges;
 use crate::version::ServerVersion;
 
+pub(crate) use cluster::{known_node, nodes as cluster_nodes};
 pub use cluster_nodes::{ClusterNode, ClusterNodesError, parse_cluster_nodes, parse_cluster_slots};
+pub(crate) use sentinel::{Opinion, opinion};
 pub use server_info::{Mode, ReplicaInfo, ServerInfo, ServerRole};
 pub use slot_map::SlotMap;
+pub(crate) use standalone::replicas as replicas_of;
 
 /// Which end of the migration is looked at: names it in errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,8 +66,8 @@ pub struct Topology {
 /// A master and its replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// The master's announced address when first seen; the master's name where Sentinels watch it,
-    /// which outlives a failover.
+    /// The master's announced address when first seen (without a cluster the manifest's first endpoint);
+    /// the master's name where Sentinels watch it, which outlives a failover.
     pub id: String,
     /// Standalone: the endpoint, even when that server is itself a replica.
     pub master: Node,
@@ -183,16 +186,27 @@ pub async fn discover(access: &RedisAccess, dialer: &Dialer, role: Role) -> Resu
 /// The server to replicate `shard` from, as a reachable address. With `prefer_replica` the replica
 /// whose offset is highest, its link to the master up and its data loaded; else the master.
 pub async fn pick_source(shard: &Shard, prefer_replica: bool, dialer: &Dialer) -> Address {
-    if !prefer_replica {
-        return shard.master.address.clone();
+    if prefer_replica {
+        let replicas = shard.replicas.iter().filter(|replica| !replica.failing).map(|node| &node.address);
+        if let Some(replica) = pick_replica(replicas, None, dialer).await {
+            return replica;
+        }
     }
-    let mut asked: FuturesUnordered<_> = shard
-        .replicas
-        .iter()
-        .filter(|replica| !replica.failing)
-        .map(|replica| async move {
-            let info = server_info(dialer, &replica.address).await.ok()?;
-            info.is_current_replica().then(|| (info.offset, replica.address.clone()))
+    shard.master.address.clone()
+}
+
+/// The replica whose offset is highest among those that are fit to be read from and have everything up
+/// to `at_least`.
+pub(crate) async fn pick_replica(
+    replicas: impl Iterator<Item = &Address>,
+    at_least: Option<i64>,
+    dialer: &Dialer,
+) -> Option<Address> {
+    let mut asked: FuturesUnordered<_> = replicas
+        .map(|address| async move {
+            let info = server_info(dialer, address).await.ok()?;
+            let fit = info.is_current_replica() && at_least.is_none_or(|least| info.offset >= least);
+            fit.then(|| (info.offset, address.clone()))
         })
         .collect();
     let mut best: Option<(i64, Address)> = None;
@@ -205,7 +219,7 @@ pub async fn pick_source(shard: &Shard, prefer_replica: bool, dialer: &Dialer) -
             }
         }
     }
-    best.map_or_else(|| shard.master.address.clone(), |(_, address)| address)
+    best.map(|(_, address)| address)
 }
 
 /// INFO of the server at `address`.

@@ -107,7 +107,9 @@ fn connection_to_the_source_is_cut_during_full_sync() -> Result<()> {
     let proxy = Proxy::start(&source.address())?;
     let manifest = Manifest::between(&source.endpoint(), &target.endpoint())
         .set("/spec/source/redis/endpoints", vec![proxy.address()])
-        .set("/spec/source/redis/topology", "Standalone");
+        .set("/spec/source/redis/topology", "Standalone")
+        // Forbids to replace what is complete, which this is not yet.
+        .set("/spec/failurePolicy/onFullResync", "Fail");
     let mut conn = source.conn()?;
     conn.run(args!["CONFIG", "SET", "repl-diskless-sync", "yes"])?;
     conn.run(args!["CONFIG", "SET", "rdb-key-save-delay", "3000"])?;

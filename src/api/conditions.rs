@@ -35,6 +35,7 @@ pub mod reason {
     pub const LAG_ABOVE_THRESHOLD: &str = "LagAboveThreshold";
     pub const NOT_CONVERGING: &str = "NotConverging";
     pub const FULL_RESYNC_FORCED: &str = "FullResyncForced";
+    pub const SLOTS_MOVED: &str = "SlotsMoved";
     pub const SPOOL_FULL: &str = "SpoolFull";
     pub const COMMANDS_QUARANTINED: &str = "CommandsQuarantined";
     pub const VERIFICATION_FAILED: &str = "VerificationFailed";

@@ -57,6 +57,16 @@ impl Dialer {
         Dialer::build(access.clone(), client_name.clone(), *connect_timeout, Some(response_timeout))
     }
 
+    /// The same under another name in CLIENT LIST; it must hold no spaces.
+    pub fn with_client_name(&self, client_name: impl Into<String>) -> Dialer {
+        let Settings { access, connect_timeout, response_timeout, .. } = &*self.settings;
+        let dialer = Dialer::build(access.clone(), client_name.into(), *connect_timeout, *response_timeout);
+        // What was read of the certificates is good for it, too.
+        let tls = self.settings.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *dialer.settings.tls.lock().unwrap_or_else(PoisonError::into_inner) = tls;
+        dialer
+    }
+
     /// For the Sentinels of this deployment: their own credentials, the same TLS.
     pub fn for_sentinels(&self) -> Dialer {
         let mut access = self.settings.access.clone();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::identity::KnownShard;
 use crate::worker::Checkpoint;
 
 /// What an earlier run of the same migration left.
@@ -15,6 +16,8 @@ pub struct Checkpoints {
     pub begun: bool,
     /// Where it stopped, by shard id; empty when it did not stop in an orderly way.
     pub shards: BTreeMap<String, Checkpoint>,
+    /// Which shards there are, so that each keeps its id through failovers.
+    pub known: Vec<KnownShard>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +81,17 @@ mod tests {
         assert!(load(&data, "a.b").unwrap() == Checkpoints::default());
         let checkpoint = Checkpoint { replication_id: "f".repeat(40), offset: 77, db: 3 };
         let shards = BTreeMap::from([("10.0.0.1:6379".to_owned(), checkpoint)]);
-        let all = Checkpoints { begun: true, shards };
+        let known = vec![KnownShard {
+            id: "10.0.0.1:6379".to_owned(),
+            lineage: "0".to_owned(),
+            slots: "0-99".parse().unwrap(),
+        }];
+        let all = Checkpoints { begun: true, shards, known };
         save(&data, "a.b", &all).unwrap();
         assert_eq!(load(&data, "a.b").unwrap(), all);
+        // As an earlier version wrote it.
+        std::fs::write(path(&data, "a.b"), r#"{"begun":true,"shards":{}}"#).unwrap();
+        assert_eq!(load(&data, "a.b").unwrap(), Checkpoints { begun: true, ..Checkpoints::default() });
         clear(&data, "a.b").unwrap();
         clear(&data, "a.b").unwrap();
         assert!(load(&data, "a.b").unwrap() == Checkpoints::default());

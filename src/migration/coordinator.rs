@@ -11,20 +11,25 @@ use tokio::task::JoinSet;
 
 use super::checkpoints::{self, Checkpoints};
 use super::cutover::{self, Paused};
+use super::degraded;
+use super::identity::{KnownShard, identify};
+use super::kept;
 use super::state::{Shard, State, is_in_sync, now};
 use super::verification::{self, failed, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
-use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
+use crate::api::plan::{CutoverMode, Delivery, ExistingKeys, FullResyncPolicy};
 use crate::api::{Phase, Plan};
-use crate::connection::ConnectionError;
+use crate::connection::{Address, ConnectionError};
 use crate::preflight::PreflightReport;
 use crate::source::replication::ReplicationError;
-use crate::verify::{Settle, VerifyError, VerifyProgress, verify};
+use crate::verify::{Settle, VerifyError, VerifyProgress, VerifyReport, verify};
 use crate::worker::{self, Checkpoint, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
+/// A verification that lost a server that did not move is started again this often.
+const VERIFY_REPEATS: u32 = 3;
 
 /// Why the wait for something ended early.
 enum Ended {
@@ -42,6 +47,8 @@ struct Run {
     workers: JoinSet<(usize, Result<Stopped, worker::Failed>)>,
     /// Where workers stood that could not go on, by shard id.
     left: BTreeMap<String, Checkpoint>,
+    /// What another run recognises the shards by.
+    known: Vec<KnownShard>,
     /// To start a worker again, in the order of `shards`.
     setups: Vec<WorkerSetup>,
     restarts: u32,
@@ -61,7 +68,7 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         prepared = prepare(&plan, &options, &mut state) => Some(prepared),
         Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => None,
     };
-    let Prepared { report, setups, temporary: _temporary } = match prepared {
+    let Prepared { report, setups, known, temporary: _temporary } = match prepared {
         Some(Ok(prepared)) => prepared,
         Some(Err(MigrationError { reason, message })) => return failed(&mut state, reason, message),
         None => {
@@ -71,13 +78,13 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         }
     };
     // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
-    let begun = Checkpoints { begun: true, ..Checkpoints::default() };
+    let begun = Checkpoints { begun: true, known: known.clone(), ..Checkpoints::default() };
     if let Some(data_dir) = &options.data_dir
         && let Err(error) = checkpoints::save(data_dir, &plan.uid, &begun)
     {
         return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string());
     }
-    let mut run = Run::start(plan, options, state, report, setups);
+    let mut run = Run::start(plan, options, state, report, setups, known);
     let outcome = run.live().await;
     run.end(outcome).await
 }
@@ -86,18 +93,20 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
 struct Prepared {
     report: PreflightReport,
     setups: Vec<WorkerSetup>,
+    /// The shards, in the order of `setups`.
+    known: Vec<KnownShard>,
     temporary: Option<RemoveFolder>,
 }
 
 async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
     let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
-    let known = match &options.data_dir {
+    let earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
         }
         None => Checkpoints::default(),
     };
-    let report = setup::preflight(plan, !known.begun).await.inspect_err(|error| {
+    let report = setup::preflight(plan, !earlier.begun).await.inspect_err(|error| {
         state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
     })?;
     for warning in &report.warnings {
@@ -107,8 +116,10 @@ async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result
     state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
     let (folder, temporary) = spool_folder(options, plan)
         .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
-    let setups = setup::workers(plan, &report, &folder, &known).await?;
-    Ok(Prepared { report, setups, temporary })
+    let topology = &setup::sides(&report)?.0.topology;
+    let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
+    let setups = setup::workers(plan, &report, &folder, &earlier, &known).await?;
+    Ok(Prepared { report, setups, known, temporary })
 }
 
 /// The folder for segment files; a temporary one is removed with its guard.
@@ -143,6 +154,7 @@ impl Run {
         state: State,
         report: PreflightReport,
         setups: Vec<WorkerSetup>,
+        known: Vec<KnownShard>,
     ) -> Self {
         let mut shards = Vec::with_capacity(setups.len());
         let topology = report.source.as_ref().map(|source| &source.topology);
@@ -155,6 +167,7 @@ impl Run {
                 id: setup.shard.clone(),
                 slots: slots.unwrap_or_default(),
                 source: setup.source.clone(),
+                watch: setup.source_shard.clone(),
                 dialer: setup.source_dialer.clone(),
                 progress: ShardProgress::new(),
             });
@@ -167,6 +180,7 @@ impl Run {
             shards,
             workers: JoinSet::new(),
             left: BTreeMap::new(),
+            known,
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
@@ -183,13 +197,25 @@ impl Run {
         self.workers.spawn(async move { (index, worker::run(setup, progress, asked).await) });
     }
 
-    /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows.
+    /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows. A
+    /// first snapshot that never stood on the target replaces nothing.
     fn start_again(&mut self, index: usize, failed: worker::Failed) -> Result<(), Ended> {
         let worker::Failed { error, left } = failed;
+        if error.calls_for_restart()
+            && let Some(setup) = self.setups.get_mut(index)
+        {
+            tracing::warn!(shard = %setup.shard, %error, "going on from the source's backlog");
+            setup.resume = left.checkpoint;
+            setup.anew = false;
+            self.start_worker(index);
+            return Ok(());
+        }
         let policy = self.plan.failure_policy;
-        let again = error.calls_for_resync()
-            && self.restarts < policy.backoff_limit
-            && policy.on_full_resync == FullResyncPolicy::Allow;
+        let stood = |shard: &Shard| shard.numbers().phase == ShardPhase::IncrementalSync;
+        let allowed = policy.on_full_resync == FullResyncPolicy::Allow
+            || self.setups.get(index).is_some_and(|setup| setup.resume.is_none())
+                && self.shards.get(index).is_some_and(|shard| !stood(shard));
+        let again = error.calls_for_resync() && self.restarts < policy.backoff_limit && allowed;
         let Some(setup) = self.setups.get_mut(index).filter(|_| again) else {
             let shard = self.shards.get(index).map(|shard| shard.id.clone());
             self.left.extend(shard.zip(left.checkpoint));
@@ -198,6 +224,7 @@ impl Run {
         tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
         setup.resume = None;
         setup.restarted = true;
+        setup.anew = true;
         self.restarts += 1;
         self.start_worker(index);
         Ok(())
@@ -236,50 +263,74 @@ impl Run {
             return Ok(outcome);
         }
         if self.options.until == Until::InSync {
+            self.nothing_moved()?;
             self.nothing_refused()?;
             return Ok(Outcome::Done);
         }
         self.cut_over().await
     }
 
-    /// `Some`: what was found ends the run.
+    /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
     async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
-        let shards = Arc::new(self.shards.clone());
-        let hook: Settle = Arc::new(move || {
-            let shards = Arc::clone(&shards);
-            async move { settle(&shards).await }.boxed()
-        });
-        let input = verification::input(&self.plan, &self.report, hook)
-            .map_err(|MigrationError { reason, message }| Ended::Other { reason, message })?;
-        let Some(input) = input else { return Ok(None) };
-        self.state.phase(Phase::Verifying, "comparing source and target");
-        let (_stop, stopped) = watch::channel(false);
-        let (progress, seen) = watch::channel(VerifyProgress::default());
-        let mut verified = None;
-        {
-            let verified = &mut verified;
-            let plan = Arc::clone(&self.plan);
-            let job = async move { *verified = Some(verify(input, progress, stopped).await) };
-            self.until_with(job, |state| {
-                let progress = *seen.borrow();
-                verification::show_progress(state, &progress);
-            })
-            .await?;
-            drop(plan);
-        }
+        let mut repeats = 0;
+        let verified = loop {
+            let places = self.places();
+            let Some(verified) = self.verify_once().await? else { return Ok(None) };
+            let moved = self.places() != places;
+            match verified {
+                Err(error) if error.is_transient() && (moved || repeats < VERIFY_REPEATS) => {
+                    tracing::warn!(%error, "verification broke off, starting it again");
+                    repeats += u32::from(!moved);
+                    let shards = self.shards.clone();
+                    self.until(async move { settle(&shards).await }).await?;
+                }
+                verified => break verified,
+            }
+        };
         match verified {
-            Some(Ok(report)) => {
+            Ok(report) => {
                 let passed = verification::show_report(&mut self.state, &self.plan, &report);
                 self.state.phase(Phase::IncrementalSync, "in sync");
                 let follow_on =
                     self.plan.cutover.mode == CutoverMode::Never && self.options.until == Until::Finished;
                 Ok((!passed && !follow_on).then(|| Outcome::Differences { count: report.differences() }))
             }
-            Some(Err(VerifyError::Stopped)) | None => Err(Ended::Stop),
-            Some(Err(error)) => {
+            Err(VerifyError::Stopped) => Err(Ended::Stop),
+            Err(error) => {
                 Err(Ended::Other { reason: reason::VERIFICATION_FAILED, message: error.to_string() })
             }
         }
+    }
+
+    /// `None`: the plan asks for no verification.
+    async fn verify_once(&mut self) -> Result<Option<Result<VerifyReport, VerifyError>>, Ended> {
+        let shards = Arc::new(self.shards.clone());
+        let hook: Settle = Arc::new(move || {
+            let shards = Arc::clone(&shards);
+            async move { settle(&shards).await }.boxed()
+        });
+        let input = verification::input(&self.plan, &self.report, &self.shards, hook)
+            .map_err(|MigrationError { reason, message }| Ended::Other { reason, message })?;
+        let Some(input) = input else { return Ok(None) };
+        self.state.phase(Phase::Verifying, "comparing source and target");
+        let (_stop, stopped) = watch::channel(false);
+        let (progress, seen) = watch::channel(VerifyProgress::default());
+        let mut verified = Err(VerifyError::Stopped);
+        {
+            let verified = &mut verified;
+            let job = async move { *verified = verify(input, progress, stopped).await };
+            self.until_with(job, |state| {
+                let progress = *seen.borrow();
+                verification::show_progress(state, &progress);
+            })
+            .await?;
+        }
+        Ok(Some(verified))
+    }
+
+    /// Where each shard is written to and read from now.
+    fn places(&self) -> Vec<(Address, Address)> {
+        self.shards.iter().map(|shard| (shard.master(), shard.reader())).collect()
     }
 
     async fn cut_over(&mut self) -> Result<Outcome, Ended> {
@@ -289,6 +340,7 @@ impl Run {
             self.until(std::future::pending()).await?;
         }
         self.nothing_refused()?;
+        self.nothing_moved()?;
         self.wait_for_low_lag().await?;
         self.state.set(
             conditions::CUTOVER_READY,
@@ -318,6 +370,7 @@ impl Run {
             Some(Ok(Paused::Drained { millis })) => {
                 // The last commands may have been refused, too.
                 self.nothing_refused()?;
+                self.nothing_moved()?;
                 self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
                 self.state.status.cutover.completion_time = Some(now());
                 Ok(Outcome::Done)
@@ -329,11 +382,25 @@ impl Run {
                     plan.pause_timeout_seconds
                 ),
             }),
+            Some(Ok(Paused::FailedOver { shard, from, to })) => Err(Ended::Other {
+                reason: reason::PAUSE_TIMEOUT,
+                message: format!(
+                    "the master of shard {shard} became {to} while writes to {from} were paused: no cutover, as writes may have gone there"
+                ),
+            }),
             Some(Err(error)) => {
                 Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
             }
             None => Err(Ended::Stop),
         }
+    }
+
+    /// Keys of slots that changed hands may be missing on the target.
+    fn nothing_moved(&mut self) -> Result<(), Ended> {
+        let Some(message) = degraded::moved(&self.shards) else { return Ok(()) };
+        self.state.set(conditions::DEGRADED, true, reason::SLOTS_MOVED, &message);
+        self.state.set(conditions::CUTOVER_READY, false, reason::SLOTS_MOVED, &message);
+        Err(Ended::Other { reason: reason::SLOTS_MOVED, message })
     }
 
     /// The target lacks what it did not take: a cutover would lose it.
@@ -409,16 +476,13 @@ impl Run {
 
     fn observe(&mut self) -> Result<(), Ended> {
         self.state.gather(&self.shards);
-        let why_full = |shard: &Shard| shard.numbers().why_full.map(|why| (shard.id.clone(), why));
-        if let Some((shard, why)) = self.shards.iter().find_map(why_full) {
-            let message = format!("the spool of shard {shard} is full: {why}; its source is made to wait");
-            self.state.set(conditions::DEGRADED, true, reason::SPOOL_FULL, &message);
+        let causes = degraded::causes(&self.shards, &self.state.status);
+        if let Some((reason, _)) = causes.first() {
+            let messages: Vec<&str> = causes.iter().map(|(_, message)| message.as_str()).collect();
+            self.state.set(conditions::DEGRADED, true, reason, &messages.join("; "));
         } else {
+            // The only cause that passes.
             self.state.remove_reason(conditions::DEGRADED, reason::SPOOL_FULL);
-        }
-        if let Some(shard) = self.shards.iter().find(|shard| shard.link().full_resyncs > 0) {
-            let message = format!("shard {} had to be copied again", shard.id);
-            self.state.set(conditions::DEGRADED, true, reason::FULL_RESYNC_FORCED, &message);
         }
         let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
         let moved: u64 = self
@@ -458,6 +522,12 @@ impl Run {
         let checkpoints = self.stop_workers().await;
         self.state.gather(&self.shards);
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
+        if finished && self.plan.delivery == Delivery::ExactlyOnce {
+            let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
+            if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
+                tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
+            }
+        }
         let mut kept = false;
         if let Some(data_dir) = self.options.data_dir.clone() {
             let written = if finished {
@@ -466,7 +536,7 @@ impl Run {
                 kept = checkpoints.len() == self.shards.len();
                 // A key that was the target's own must not pass for one of ours in the next run.
                 let begun = !matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
-                let left = Checkpoints { begun, shards: checkpoints };
+                let left = Checkpoints { begun, shards: checkpoints, known: std::mem::take(&mut self.known) };
                 checkpoints::save(&data_dir, &self.plan.uid, &left)
             };
             if let Err(error) = written {
@@ -554,7 +624,9 @@ fn reason_of(error: &WorkerError) -> &'static str {
         WorkerError::Source(_) => reason::SOURCE_UNREACHABLE,
         WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
         WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
-        WorkerError::Target(_) => reason::TARGET_UNREACHABLE,
+        WorkerError::Target(_) | WorkerError::FellBack { .. } => reason::TARGET_UNREACHABLE,
+        WorkerError::LostState { .. } | WorkerError::Overtaken { .. } => reason::FULL_RESYNC_FORCED,
+        WorkerError::Fenced(_) => reason::ABORTED,
         WorkerError::Denied(_) => reason::AUTH_FAILED,
         WorkerError::Spool(_)
         | WorkerError::Rdb { .. }

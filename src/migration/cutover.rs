@@ -19,6 +19,8 @@ pub enum Paused {
     Drained { millis: u64 },
     /// Not within the pause; writes go on.
     TimedOut,
+    /// Another server took over meanwhile, which was not paused.
+    FailedOver { shard: String, from: Address, to: Address },
 }
 
 /// Pauses writes on every source, waits until the target has everything. A source that cannot pause
@@ -48,11 +50,13 @@ async fn pause_and_wait(
 ) -> Result<Paused, ConnectionError> {
     let limit = Duration::from_secs(plan.pause_timeout_seconds);
     let began = Instant::now();
+    look(shards).await;
+    let masters: Vec<Address> = shards.iter().map(Shard::master).collect();
     let mut writers = Vec::with_capacity(shards.len());
     for shard in shards {
         let writer = writer(shard).await;
         if !plan.pause_source_writes {
-            writers.push(writer.unwrap_or_else(|_| shard.source.clone()));
+            writers.push(writer.unwrap_or_else(|_| shard.master()));
             continue;
         }
         let writer = writer?;
@@ -69,19 +73,33 @@ async fn pause_and_wait(
     }
     let drained = async {
         for (shard, writer) in shards.iter().zip(&writers) {
-            caught_up(shard, source_offset(shard, writer).await).await;
+            caught_up(shard, source_offset(shard, Some(writer)).await).await;
         }
     };
     if tokio::time::timeout(limit.saturating_sub(began.elapsed()), drained).await.is_err() {
         return Ok(Paused::TimedOut);
     }
+    look(shards).await;
+    for (shard, from) in shards.iter().zip(masters) {
+        let to = shard.master();
+        if to != from {
+            return Ok(Paused::FailedOver { shard: shard.id.clone(), from, to });
+        }
+    }
     Ok(Paused::Drained { millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
 }
 
-/// The server that takes the shard's writes: the one that is read from may be its replica, or a replica
-/// of that. All have the same offsets.
+/// Looks where the shards are now; one watch knows them all.
+async fn look(shards: &[Shard]) {
+    if let Some(watch) = shards.iter().find_map(|shard| shard.watch.as_ref()) {
+        watch.look().await;
+    }
+}
+
+/// The server that takes the shard's writes: without a cluster or Sentinels, the one that is read from may
+/// be its replica, or a replica of that. All have the same offsets.
 async fn writer(shard: &Shard) -> Result<Address, ConnectionError> {
-    let mut address = shard.source.clone();
+    let mut address = shard.master();
     for _ in 0..LONGEST_CHAIN {
         match server_info(&shard.dialer, &address).await {
             Ok(ServerInfo { role: ServerRole::Replica, master: Some(master), .. }) => {

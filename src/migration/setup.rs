@@ -4,15 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::checkpoints::Checkpoints;
+use super::identity::KnownShard;
+use super::kept;
 use super::{CheckReport, Finding, FindingLevel, MigrationError};
 use crate::api::Plan;
 use crate::api::conditions::reason;
-use crate::api::plan::{ExistingKeys, FullResyncPolicy, ReadFrom};
+use crate::api::plan::{Delivery, ExistingKeys, FullResyncPolicy, ReadFrom};
 use crate::command::DynamicTable;
 use crate::connection::{Address, Dialer};
 use crate::preflight::{
-    self, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
+    self, PreflightError, PreflightInput, PreflightReport, SourceReport, SourceSide, TargetReport, TargetSide,
 };
+use crate::slot::SlotRanges;
+use crate::source::watch::watch_source;
 use crate::target::lane::LaneLimits;
 use crate::topology::{SlotMap, TopologyKind};
 use crate::worker::{SpoolSetup, TargetShape, WorkerSetup};
@@ -28,7 +32,7 @@ pub fn target_dialer(plan: &Plan) -> Dialer {
 
 /// `first`: this is no continuation, so that keys on the target are somebody's.
 pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, MigrationError> {
-    let input = PreflightInput {
+    let mut input = PreflightInput {
         source: Some(SourceSide {
             access: plan.source.access.clone(),
             dialer: source_dialer(plan),
@@ -45,9 +49,21 @@ pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, Migr
         exclude_databases: Vec::new(),
         filtered: false,
     };
-    preflight::preflight(&input)
-        .await
-        .map_err(|error| MigrationError { reason: error.reason(), message: error.to_string() })
+    let failed =
+        |error: PreflightError| MigrationError { reason: error.reason(), message: error.to_string() };
+    let not_empty = match preflight::preflight(&input).await {
+        Err(error @ PreflightError::TargetNotEmpty { .. }) if plan.delivery == Delivery::ExactlyOnce => error,
+        result => return result.map_err(failed),
+    };
+    // They may be our own: the target itself tells, whatever became of the data directory.
+    if let Some(target) = &mut input.target {
+        target.must_be_empty = false;
+    }
+    let report = preflight::preflight(&input).await.map_err(failed)?;
+    let (source, target) = sides(&report)?;
+    let ours = kept::is_there(plan, &target_dialer(plan), &source.topology, &target.topology).await;
+    // What cannot be asked is not ours.
+    if ours.unwrap_or(false) { Ok(report) } else { Err(failed(not_empty)) }
 }
 
 /// The two sides of a report; both were asked for.
@@ -94,12 +110,13 @@ pub fn findings(plan: &Plan, report: &PreflightReport) -> CheckReport {
     CheckReport { findings }
 }
 
-/// One setup for each source shard.
+/// One setup for each source shard; `identities` in their order. From here on the source is watched.
 pub async fn workers(
     plan: &Plan,
     report: &PreflightReport,
     folder: &Path,
     checkpoints: &Checkpoints,
+    identities: &[KnownShard],
 ) -> Result<Vec<WorkerSetup>, MigrationError> {
     let (source, target) = sides(report)?;
     let source_dialer = source_dialer(plan);
@@ -118,12 +135,20 @@ pub async fn workers(
         }
     };
     let count = source.topology.shards.len();
+    let prefer_replica = plan.source.read_from == ReadFrom::PreferReplica;
+    let slots: Vec<SlotRanges> = identities.iter().map(|known| known.slots.clone()).collect();
+    let watched = watch_source(&source_dialer, &source.topology, &slots, prefer_replica);
     let mut workers = Vec::with_capacity(count);
-    for (shard, origin) in source.topology.shards.iter().zip(&source.origins) {
+    for ((identity, source_shard), origin) in identities.iter().zip(watched).zip(&source.origins) {
         workers.push(WorkerSetup {
-            shard: shard.id.clone(),
-            file_name: file_name(&plan.uid, &shard.id),
+            uid: plan.uid.clone(),
+            exactly_once: plan.delivery == Delivery::ExactlyOnce,
+            shard: identity.id.clone(),
+            lineage: identity.lineage.clone(),
+            file_name: file_name(&plan.uid, &identity.lineage),
             source: origin.clone(),
+            source_shard: Some(source_shard),
+            prefer_replica,
             source_dialer: source_dialer.clone(),
             psync_command: plan.source.psync_command.clone(),
             allow_full_resync: plan.failure_policy.on_full_resync == FullResyncPolicy::Allow,
@@ -134,6 +159,7 @@ pub async fn workers(
             existing_keys: plan.target.existing_keys,
             database_map: plan.database_map.clone(),
             sole_source: count == 1,
+            slots: source.topology.is_cluster().then(|| identity.slots.clone()),
             lane: LaneLimits { commands: plan.limits.pipeline_commands, bytes: plan.limits.pipeline_bytes },
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {
@@ -143,8 +169,9 @@ pub async fn workers(
                 folder: folder.to_path_buf(),
             },
             max_quarantined: plan.failure_policy.max_quarantined,
-            resume: checkpoints.shards.get(&shard.id).cloned(),
+            resume: checkpoints.shards.get(&identity.id).cloned(),
             restarted: false,
+            anew: false,
             own_keys: checkpoints.begun,
         });
     }
@@ -162,7 +189,7 @@ async fn commands_of(dialer: &Dialer, address: &Address) -> DynamicTable {
 }
 
 /// Letters, digits, `-` and `.` only.
-fn file_name(uid: &str, shard: &str) -> String {
+fn file_name(uid: &str, lineage: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' };
-    format!("{uid}.{}", shard.chars().map(safe).collect::<String>())
+    format!("{uid}.{}", lineage.chars().map(safe).collect::<String>())
 }

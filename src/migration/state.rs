@@ -14,7 +14,9 @@ use crate::api::status::{QuarantineSample, Replication};
 use crate::api::{Phase, Plan, Status};
 use crate::clock::unix_millis;
 use crate::connection::{Address, Dialer};
+use crate::slot::SlotRanges;
 use crate::source::replication::{LinkPhase, LinkState};
+use crate::source::watch::SourceShard;
 use crate::telemetry::{EngineGauges, ShardGauges};
 use crate::worker::{Numbers, ShardPhase, ShardProgress};
 
@@ -27,7 +29,10 @@ const QUARANTINE_SAMPLES: usize = 20;
 pub struct Shard {
     pub id: String,
     pub slots: String,
+    /// Where reading began.
     pub source: Address,
+    /// Where the shard is now; `None`: always at `source`.
+    pub watch: Option<SourceShard>,
     pub dialer: Dialer,
     pub progress: Arc<ShardProgress>,
 }
@@ -39,6 +44,25 @@ impl Shard {
 
     pub fn link(&self) -> LinkState {
         self.progress.link.borrow().clone()
+    }
+
+    /// The server that takes the shard's writes, as far as is known.
+    pub fn master(&self) -> Address {
+        let watched = self.watch.as_ref().and_then(SourceShard::now).map(|at| at.master);
+        watched.or_else(|| self.link().master).unwrap_or_else(|| self.source.clone())
+    }
+
+    /// The server that is read from, while one is; else the master.
+    pub fn reader(&self) -> Address {
+        let link = self.link();
+        let server = link.server.filter(|_| link.phase == LinkPhase::Streaming);
+        server.unwrap_or_else(|| self.master())
+    }
+
+    /// Slots of this shard that changed hands while the migration ran.
+    pub fn moved_slots(&self) -> SlotRanges {
+        let watched = self.watch.as_ref().and_then(SourceShard::now).map(|at| at.moved);
+        watched.unwrap_or_else(|| self.link().moved_slots)
     }
 }
 
@@ -180,9 +204,6 @@ impl State {
             })
         });
         self.status.quarantine.samples = samples.take(QUARANTINE_SAMPLES).collect();
-        let message =
-            format!("{refused} command(s) or key(s) were not taken by the target; see status.quarantine");
-        self.set(conditions::DEGRADED, true, conditions::reason::COMMANDS_QUARANTINED, &message);
     }
 
     fn speed(&mut self, keys: u64) -> i64 {
@@ -206,7 +227,13 @@ pub fn is_in_sync(numbers: &Numbers, link: &LinkState) -> bool {
 }
 
 fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, ShardGauges) {
-    let last_error = if numbers.waiting.is_empty() { &link.last_error } else { &numbers.waiting };
+    let last_error = if !numbers.waiting.is_empty() {
+        numbers.waiting.clone()
+    } else if link.attempts > 1 && !link.last_error.is_empty() {
+        format!("{} ({} attempts)", link.last_error, link.attempts)
+    } else {
+        link.last_error.clone()
+    };
     let status = ShardStatus {
         id: shard.id.clone(),
         slots: shard.slots.clone(),
@@ -227,7 +254,7 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
         bytes_total: int(link.snapshot_bytes.unwrap_or_default()),
         resumes: int(link.resumes),
         full_resyncs: int(link.full_resyncs),
-        last_error: last_error.clone(),
+        last_error,
     };
     let gauges = ShardGauges {
         id: shard.id.clone(),

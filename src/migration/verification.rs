@@ -16,6 +16,7 @@ use crate::api::{Phase, Plan};
 use crate::backoff::Backoff;
 use crate::connection::{Address, Dialer};
 use crate::preflight::PreflightReport;
+use crate::source::replication::LinkState;
 use crate::topology::{Topology, server_info};
 use crate::verify::{
     CHUNK_ABOVE, Deployment, NodeShare, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress,
@@ -28,8 +29,28 @@ const SAMPLES: usize = 20;
 /// Waits until everything that the sources had written when this was called stands on the target.
 pub async fn settle(shards: &[Shard]) {
     for shard in shards {
-        let offset = source_offset(shard, &shard.source).await;
-        caught_up(shard, offset).await;
+        settle_shard(shard).await;
+    }
+}
+
+/// After a failover the offset of the server before says nothing: then the new one is asked.
+async fn settle_shard(shard: &Shard) {
+    loop {
+        let mut link = shard.progress.link.subscribe();
+        let history = |link: &LinkState| (link.full_resyncs, link.master.clone());
+        let before = history(&shard.link());
+        let settled = async {
+            let offset = source_offset(shard, None).await;
+            caught_up(shard, offset).await;
+        };
+        let another = async {
+            // The shard holds the sender, so that there is no error.
+            let _ = link.wait_for(|link| history(link) != before).await;
+        };
+        tokio::select! {
+            () = settled => return,
+            () = another => {}
+        }
     }
 }
 
@@ -50,15 +71,16 @@ pub async fn caught_up(shard: &Shard, offset: Option<i64>) {
     let _ = shard.progress.numbers.subscribe().wait_for(reached).await;
 }
 
-/// The replication offset of `server` now. `None`: it does not let us ask, or it is a SYNC source, whose
-/// offsets are not ours; then what was received has to do.
-pub async fn source_offset(shard: &Shard, server: &Address) -> Option<i64> {
+/// The replication offset of `server` (`None`: of the shard's master) now. `None`: it does not let us ask,
+/// or it is a SYNC source, whose offsets are not ours; then what was received has to do.
+pub async fn source_offset(shard: &Shard, server: Option<&Address>) -> Option<i64> {
     let mut backoff = Backoff::default();
     loop {
         if shard.link().origin.is_some_and(|origin| origin.is_unnamed()) {
             return None;
         }
-        match server_info(&shard.dialer, server).await {
+        let server = server.cloned().unwrap_or_else(|| shard.master());
+        match server_info(&shard.dialer, &server).await {
             Ok(info) => return Some(info.offset),
             Err(error) if error.is_transient() => backoff.wait().await,
             Err(error) => {
@@ -88,10 +110,12 @@ fn deployment(topology: &Topology, dialer: &Dialer, read: Option<&[Address]>) ->
     }
 }
 
+/// `shards`: where the source is by now, in the order of its topology; empty: where preflight found it.
 /// `None`: the plan asks for no verification.
 pub fn input(
     plan: &Plan,
     report: &PreflightReport,
+    shards: &[Shard],
     settle: Settle,
 ) -> Result<Option<VerifyInput>, MigrationError> {
     let mode = match plan.verification.mode {
@@ -103,8 +127,15 @@ pub fn input(
         VerificationMode::Off => return Ok(None),
     };
     let (source, target) = sides(report)?;
+    let (mut topology, mut origins) = (source.topology.clone(), source.origins.clone());
+    for (index, shard) in shards.iter().enumerate() {
+        if let (Some(found), Some(origin)) = (topology.shards.get_mut(index), origins.get_mut(index)) {
+            found.master.address = shard.master();
+            *origin = shard.reader();
+        }
+    }
     Ok(Some(VerifyInput {
-        source: deployment(&source.topology, &setup::source_dialer(plan), Some(&source.origins)),
+        source: deployment(&topology, &setup::source_dialer(plan), Some(&origins)),
         target: deployment(&target.topology, &setup::target_dialer(plan), None),
         databases: plan.database_map.clone(),
         include: None,
@@ -169,7 +200,7 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
         Err(error) => return failed(&mut state, error.reason, error.to_string()),
     };
     let settle: Settle = Arc::new(|| tokio::time::sleep(Duration::from_millis(500)).boxed());
-    let input = match input(&plan, &report, settle) {
+    let input = match input(&plan, &report, &[], settle) {
         Ok(Some(input)) => input,
         Ok(None) => {
             let message = "spec.verification.mode is Off: nothing to compare".to_owned();

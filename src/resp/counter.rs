@@ -21,8 +21,8 @@ pub enum CounterError {
 
 /// What the counter tells its caller.
 pub trait Replies {
-    /// The reply that is being counted is, or holds (EXEC), this error.
-    fn error(&mut self, text: &[u8]);
+    /// The reply that is being counted is this error, or holds it as (or in) this element (EXEC).
+    fn error(&mut self, text: &[u8], element: Option<u32>);
     /// The reply is nil (`SET … NX` that met a key, an aborted EXEC).
     fn nil(&mut self);
     /// One whole top-level reply has gone by.
@@ -35,6 +35,8 @@ pub struct ReplyCounter {
     state: State,
     /// Elements still to come, per open array, outermost first.
     open: Vec<u64>,
+    /// Elements of the outermost open array.
+    outermost: u64,
     line: Vec<u8>,
 }
 
@@ -57,7 +59,10 @@ impl ReplyCounter {
                 State::Marker => {
                     // Most replies of a migration are +OK, and they come in runs.
                     if self.open.is_empty() {
-                        while let Some(rest) = input.strip_prefix(b"+OK\r\n") {
+                        while let Some(rest) = input
+                            .strip_prefix(b"+QUEUED\r\n".as_slice())
+                            .or_else(|| input.strip_prefix(b"+OK\r\n".as_slice()))
+                        {
                             replies.answered();
                             input = rest;
                         }
@@ -97,7 +102,8 @@ impl ReplyCounter {
         let text = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
         match marker {
             b'-' => {
-                replies.error(text);
+                let element = self.open.first().map(|left| self.outermost.saturating_sub(*left));
+                replies.error(text, element.map(|element| u32::try_from(element).unwrap_or(u32::MAX)));
                 self.element_done(replies);
             }
             b'$' => match length(text)? {
@@ -118,6 +124,9 @@ impl ReplyCounter {
                     self.element_done(replies);
                 }
                 Some(count) if self.open.len() < MAX_DEPTH => {
+                    if self.open.is_empty() {
+                        self.outermost = count;
+                    }
                     self.open.push(count);
                     self.state = State::Marker;
                 }
@@ -162,7 +171,7 @@ mod tests {
     }
 
     impl Replies for Seen {
-        fn error(&mut self, text: &[u8]) {
+        fn error(&mut self, text: &[u8], _: Option<u32>) {
             self.errors.push((self.answered, String::from_utf8_lossy(text).into_owned()));
         }
         fn nil(&mut self) {

@@ -1,70 +1,32 @@
 //! One source shard as its replica: handshake, PSYNC, the RDB and the command stream into the spool,
-//! acknowledgements back. Reconnects by itself; gives up only where a retry cannot help.
-//! Protocol source: Redis `replication.c` 2.8 to 8.2, Valkey 8.1 and 9.1.
+//! acknowledgements back. Reconnects by itself, to where the shard is by then; gives up only where a retry
+//! cannot help. Protocol source: Redis `replication.c` 2.8 to 8.2, Valkey 8.1 and 9.1.
+
+mod answer;
+mod error;
+mod handshake;
+mod link;
+mod silence;
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::future::pending;
 
-use bytes::{Buf, BytesMut};
-use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
 use super::framing::{Framing, Splitter};
-use super::keep_alive::while_sending;
+use super::watch::SourceShard;
 use crate::backoff::Backoff;
-use crate::clock::unix_millis;
-use crate::connection::{Address, Connection, ConnectionError, Dialer, Stream};
-use crate::resp::{Next, Reply, ReplyVerdict, encode_command};
-use crate::spool::{Origin, SpoolError, SpoolWriter};
+use crate::connection::{Address, Dialer};
+use crate::slot::SlotRanges;
+use crate::spool::{Origin, SpoolWriter};
+use crate::topology::pick_replica;
 
-const READ_BUFFER: usize = 256 << 10;
-/// A master sends something every second while it saves and a PING every `repl-ping-replica-period`
-/// (10 s by default) later; after this long without a byte the link is half-open.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Longest line before the RDB.
-const MAX_LINE: usize = 512;
-const ACK_PERIOD: Duration = Duration::from_secs(1);
-/// Acknowledgements that follow the target's are at least this far apart.
-const ACK_SPACING: Duration = Duration::from_millis(10);
-/// Announced so that Valkey 9 writes its own RDB format instead of an old one that has no field expiries.
-const ANNOUNCED_VALKEY: &str = "9.1.0";
+use answer::{Answer, Ask, answer, is_behind, printable, why_full};
+pub use error::ReplicationError;
+use link::Link;
 
-#[derive(Debug, Error)]
-pub enum ReplicationError {
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error(
-        "{address}: {command} refused: {text}; grant it to the user (+psync +replconf) or set psyncCommand"
-    )]
-    Refused { address: Address, command: String, text: String },
-    #[error("{address}: not ready to replicate: {text}")]
-    NotReady { address: Address, text: String },
-    #[error("{address}: {what} where the reply to PSYNC or the RDB's length was due: {line:?}")]
-    Handshake { address: Address, what: &'static str, line: String },
-    #[error("{address}: nothing received for {SILENCE:?}: the link is half-open")]
-    Silent { address: Address },
-    #[error("{address}: the source closed the replication link {part}")]
-    Closed { address: Address, part: &'static str },
-    #[error("{address}: replication link: {source}")]
-    Io { address: Address, source: std::io::Error },
-    #[error("{address}: the source asks for a full resync ({why}), and failurePolicy.onFullResync is Fail")]
-    FullResyncForbidden { address: Address, why: String },
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
-}
-
-impl ReplicationError {
-    /// True when connecting again may help.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Connection(error) => error.is_transient(),
-            Self::NotReady { .. } | Self::Silent { .. } | Self::Closed { .. } | Self::Io { .. } => true,
-            Self::Handshake { .. } => true,
-            Self::Refused { .. } | Self::FullResyncForbidden { .. } | Self::Spool(_) => false,
-        }
-    }
-}
+/// Looks at the deployment that must agree that a replica is gone before a link that works leaves it.
+const STRIKES: u32 = 2;
 
 /// What the link is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,10 +44,19 @@ pub enum LinkPhase {
 pub struct LinkState {
     pub phase: LinkPhase,
     pub origin: Option<Origin>,
+    /// The server that is read from, or that was tried last.
+    pub server: Option<Address>,
+    /// Takes the shard's writes now; `None` while it was not looked for.
+    pub master: Option<Address>,
+    /// Slots of this shard that went to another, or are on their way there; they stay here when they
+    /// come back.
+    pub moved_slots: SlotRanges,
     /// Bytes of the RDB, when the source says so beforehand.
     pub snapshot_bytes: Option<u64>,
     /// Full resyncs after the first.
     pub full_resyncs: u64,
+    /// Why the last of them was needed.
+    pub full_resync_reason: String,
     /// Partial resyncs.
     pub resumes: u64,
     /// Failed attempts since the link last worked.
@@ -105,16 +76,31 @@ pub struct Acknowledged {
 
 pub struct Replication {
     pub dialer: Dialer,
+    /// Where to begin; later the server of the current attempt.
     pub address: Address,
+    /// Tells where the shard is after a failover. `None`: always at the same address.
+    pub shard: Option<SourceShard>,
+    /// Read from a replica where one is fit.
+    pub prefer_replica: bool,
     /// `PSYNC`, or its name on a service that renames it.
     pub psync_command: String,
     /// Where an earlier run stopped.
     pub resume: Option<Origin>,
+    /// Without it, no snapshot that was complete is replaced by another.
     pub allow_full_resync: bool,
     /// A link of this run was there before: a full resync is not the first.
     pub restarted: bool,
     pub acknowledged: watch::Receiver<Acknowledged>,
     pub state: watch::Sender<LinkState>,
+}
+
+/// What was received so far.
+#[derive(Default)]
+struct Received {
+    history: Option<History>,
+    /// A snapshot was received to its end, in whatever history.
+    complete: bool,
+    use_sync: bool,
 }
 
 /// What is known of the history that the spool holds.
@@ -124,22 +110,21 @@ struct History {
     stream_at: Option<u64>,
 }
 
-/// Which command asks for the data.
-enum Ask {
-    Psync(Origin),
-    PsyncFull,
-    /// Redis before 2.8.
-    Sync,
-}
-
 impl Replication {
     /// Runs until an error that a retry cannot mend. Dropping the future ends the link.
     pub async fn run(mut self, mut spool: SpoolWriter) -> ReplicationError {
-        let mut history: Option<History> = None;
+        let whereabouts = report(self.shard.clone(), self.state.clone());
+        tokio::select! {
+            error = self.follow(&mut spool) => error,
+            never = whereabouts => match never {},
+        }
+    }
+
+    async fn follow(&mut self, spool: &mut SpoolWriter) -> ReplicationError {
+        let mut received = Received::default();
         let mut backoff = Backoff::default();
-        let mut use_sync = false;
         loop {
-            let error = match self.session(&mut spool, &mut history, &mut use_sync, &mut backoff).await {
+            let error = match self.session(spool, &mut received, &mut backoff).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -148,91 +133,102 @@ impl Replication {
                 state.attempts += 1;
                 state.last_error = error.to_string();
             });
-            if !error.is_transient() {
+            let again = if received.history.is_some() { error.may_pass() } else { error.is_transient() };
+            if !again {
                 return error;
             }
             tracing::warn!(%error, "replication link lost, connecting again");
-            backoff.wait().await;
+            if !matches!(error, ReplicationError::Elsewhere { .. }) {
+                self.pause(&mut backoff).await;
+            }
+            self.address = self.find(received.offset(spool)).await;
         }
+    }
+
+    /// Waits for the next attempt; not any longer when the shard shows up at another place.
+    async fn pause(&self, backoff: &mut Backoff) {
+        let another_master = async {
+            let Some(shard) = self.shard.as_ref().filter(|_| !self.prefer_replica) else {
+                return pending().await;
+            };
+            let mut seen = shard.subscribe();
+            while shard.now().is_none_or(|at| at.master == self.address) {
+                if seen.changed().await.is_err() {
+                    return pending().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = another_master => {}
+        }
+    }
+
+    /// Where the shard is now. A replica is taken only when it has what was received: one that lags would
+    /// have to send everything.
+    async fn find(&self, received: Option<i64>) -> Address {
+        let Some(shard) = &self.shard else { return self.address.clone() };
+        shard.look().await;
+        let Some(at) = shard.now() else { return self.address.clone() };
+        if self.prefer_replica
+            && let Some(replica) = pick_replica(at.replicas.iter(), received, &self.dialer).await
+        {
+            return replica;
+        }
+        at.master
     }
 
     async fn session(
         &mut self,
         spool: &mut SpoolWriter,
-        history: &mut Option<History>,
-        use_sync: &mut bool,
+        received: &mut Received,
         backoff: &mut Backoff,
     ) -> Result<Infallible, ReplicationError> {
-        let mut connection = self.dialer.connect(&self.address).await?;
-        introduce(&mut connection).await?;
-        let ask = match (&history, &self.resume) {
-            _ if *use_sync => Ask::Sync,
-            // A history that SYNC began has no name to ask for.
-            (Some(History { origin, .. }), _) if origin.is_unnamed() => Ask::PsyncFull,
-            (Some(History { origin, stream_at: Some(stream_at) }), _) => {
-                let received = spool.gauges().end - stream_at;
-                Ask::Psync(Origin {
-                    replication_id: origin.replication_id.clone(),
-                    offset: origin.offset + received as i64,
-                })
+        let address = self.address.clone();
+        self.state.send_modify(|state| state.server = Some(address.clone()));
+        let mut connection = self.dialer.connect(&address).await?;
+        handshake::check_shard(&mut connection, &address, self.shard.as_ref()).await?;
+        handshake::introduce(&mut connection).await?;
+        let silence = silence::limit(&mut connection).await?;
+        let ask = self.ask(spool, received);
+        let mut info = None;
+        if let Ask::Psync(wanted) = &ask {
+            info = handshake::replication_info(&mut connection).await?;
+            if let Some(info) = info.as_ref().filter(|info| is_behind(info, wanted)) {
+                let (offset, received) = (info.offset, wanted.offset);
+                return Err(ReplicationError::Behind { address, offset, received });
             }
-            (Some(History { stream_at: None, .. }), _) | (None, None) => Ask::PsyncFull,
-            (None, Some(resume)) => Ask::Psync(resume.clone()),
-        };
-        let mut link = Link::new(connection, &self.address);
-        link.send(&ask, &self.psync_command).await?;
-        self.set_phase(LinkPhase::Waiting);
+        }
+        let mut link = Link::new(connection, &address, silence);
+        link.send(&ask.encode(&self.psync_command)).await?;
+        self.state.send_modify(|state| state.phase = LinkPhase::Waiting);
         let line = if matches!(ask, Ask::Sync) { Vec::new() } else { link.line().await? };
         match answer(&line, &ask) {
-            Answer::Continue(_) if matches!(ask, Ask::PsyncFull) => {
+            Answer::Continue(_) if matches!(ask, Ask::PsyncFull { .. }) => {
                 return Err(link.bad("a partial resync that was not asked for", &line));
             }
-            Answer::Continue(id) => {
-                if history.is_none()
-                    && let Some(origin) = self.resume.clone()
-                {
-                    spool.begin(origin.clone(), false);
-                    *history = Some(History { origin, stream_at: Some(0) });
-                }
-                if let (Some(id), Some(history)) = (id, history.as_mut()) {
-                    spool.rename(&id);
-                    history.origin.replication_id = id;
-                }
-                self.state.send_modify(|state| state.resumes += 1);
-            }
+            Answer::Continue(id) => self.go_on(id, spool, received),
             Answer::FullResync(origin) | Answer::Snapshot(origin) => {
-                let again = history.is_some() || self.resume.is_some() || self.restarted;
-                if again && !self.allow_full_resync {
-                    let why = "the position asked for is no longer in its backlog".to_owned();
-                    return Err(ReplicationError::FullResyncForbidden { address: self.address.clone(), why });
-                }
-                self.state.send_modify(|state| state.full_resyncs += u64::from(again));
+                self.announce(why_full(&ask, info.as_ref()), received)?;
                 let line = if line.starts_with(b"$") { line } else { link.line().await? };
-                self.receive_snapshot(&mut link, spool, history, origin, &line, backoff).await?;
+                self.receive_snapshot(&mut link, spool, received, origin, &line, backoff).await?;
             }
             Answer::NoSuchCommand if self.psync_command.eq_ignore_ascii_case("PSYNC") => {
-                *use_sync = true;
-                return Err(ReplicationError::NotReady {
-                    address: self.address.clone(),
-                    text: "PSYNC is unknown to it; trying SYNC".to_owned(),
-                });
+                received.use_sync = true;
+                let text = "PSYNC is unknown to it; trying SYNC".to_owned();
+                return Err(ReplicationError::NotReady { address, text });
             }
             Answer::NoSuchCommand | Answer::Refused => {
-                return Err(ReplicationError::Refused {
-                    address: self.address.clone(),
-                    command: self.psync_command.clone(),
-                    text: printable(&line),
-                });
+                let (command, text) = (self.psync_command.clone(), printable(&line));
+                return Err(ReplicationError::Refused { address, command, text });
             }
-            Answer::NotReady => {
-                return Err(ReplicationError::NotReady {
-                    address: self.address.clone(),
-                    text: printable(&line),
-                });
-            }
+            Answer::NotReady => return Err(ReplicationError::NotReady { address, text: printable(&line) }),
             Answer::Unknown => return Err(link.bad("an unknown line", &line)),
         }
-        let origin = history.as_ref().map(|history| history.origin.clone());
+        let origin = received.history.as_ref().map(|history| history.origin.clone());
+        if let (Some(shard), Some(origin)) = (&self.shard, &origin) {
+            shard.reads(&origin.replication_id);
+        }
         self.state.send_modify(|state| {
             state.phase = LinkPhase::Streaming;
             state.origin = origin;
@@ -240,21 +236,79 @@ impl Replication {
             state.last_error.clear();
         });
         backoff.reset();
-        link.stream(spool, self.acknowledged.clone()).await
+        tokio::select! {
+            ended = link.stream(spool, self.acknowledged.clone()) => ended,
+            error = self.elsewhere() => Err(error),
+        }
+    }
+
+    fn ask(&self, spool: &SpoolWriter, received: &Received) -> Ask {
+        if received.use_sync {
+            return Ask::Sync;
+        }
+        match (&received.history, &self.resume) {
+            // A history that SYNC began has no name to ask for.
+            (Some(History { origin, .. }), _) if origin.is_unnamed() => {
+                Ask::PsyncFull { why: "the source did not tell which history it sent before" }
+            }
+            (Some(History { origin, stream_at: Some(_) }), _) => Ask::Psync(Origin {
+                replication_id: origin.replication_id.clone(),
+                offset: received.offset(spool).unwrap_or(origin.offset),
+            }),
+            (Some(History { stream_at: None, .. }), _) => {
+                Ask::PsyncFull { why: "the link was lost before the snapshot was complete" }
+            }
+            (None, Some(resume)) => Ask::Psync(resume.clone()),
+            (None, None) => Ask::PsyncFull { why: "what had arrived was of no use" },
+        }
+    }
+
+    /// The source goes on where it was asked to. It may have a name of its own for the history, which is
+    /// from here on the one to ask for; offsets stay as they are.
+    fn go_on(&self, id: Option<String>, spool: &mut SpoolWriter, received: &mut Received) {
+        if received.history.is_none()
+            && let Some(origin) = self.resume.clone()
+        {
+            spool.begin(origin.clone(), false);
+            received.history = Some(History { origin, stream_at: Some(0) });
+        }
+        received.complete = true;
+        if let (Some(id), Some(history)) = (id, received.history.as_mut()) {
+            spool.rename(&id);
+            history.origin.replication_id = id;
+        }
+        self.state.send_modify(|state| state.resumes += 1);
+    }
+
+    /// Tells of a full resync that is not the first, or refuses it: a complete snapshot is replaced only
+    /// where that is allowed.
+    fn announce(&self, why: String, received: &Received) -> Result<(), ReplicationError> {
+        let replaces = received.complete || self.resume.is_some();
+        if replaces && !self.allow_full_resync {
+            return Err(ReplicationError::FullResyncForbidden { address: self.address.clone(), why });
+        }
+        if received.history.is_some() || self.resume.is_some() || self.restarted {
+            tracing::warn!(server = %self.address, why, "the source sends everything again");
+            self.state.send_modify(|state| {
+                state.full_resyncs += 1;
+                state.full_resync_reason = why;
+            });
+        }
+        Ok(())
     }
 
     async fn receive_snapshot(
         &self,
         link: &mut Link,
         spool: &mut SpoolWriter,
-        history: &mut Option<History>,
+        received: &mut Received,
         origin: Origin,
         line: &[u8],
         backoff: &mut Backoff,
     ) -> Result<(), ReplicationError> {
         let framing = Framing::parse(line).ok_or_else(|| link.bad("no length", line))?;
         spool.begin(origin.clone(), true);
-        *history = Some(History { origin: origin.clone(), stream_at: None });
+        received.history = Some(History { origin: origin.clone(), stream_at: None });
         let snapshot_bytes = match framing {
             Framing::Length(length) => Some(length),
             Framing::Mark(_) => None,
@@ -270,244 +324,62 @@ impl Replication {
         spool.start_stream();
         // What followed the RDB is still in the link's buffer, not in the spool.
         let bytes = spool.gauges().end;
-        *history = Some(History { origin, stream_at: Some(bytes) });
+        received.history = Some(History { origin, stream_at: Some(bytes) });
+        received.complete = true;
         self.state.send_modify(|state| state.snapshot_bytes = Some(bytes));
         backoff.reset();
         Ok(())
     }
 
-    fn set_phase(&self, phase: LinkPhase) {
-        self.state.send_modify(|state| state.phase = phase);
-    }
-}
-
-/// Tells the source what kind of replica this is. Each option goes alone, as a server stops at the
-/// first it does not know; refusals do not matter.
-async fn introduce(connection: &mut Connection) -> Result<(), ConnectionError> {
-    for option in [["capa", "eof"], ["capa", "psync2"], ["version", ANNOUNCED_VALKEY]] {
-        let reply = connection.call(&[b"REPLCONF", option[0].as_bytes(), option[1].as_bytes()]).await?;
-        if let Reply::Error(text) = reply {
-            tracing::debug!(option = option[0], text = %String::from_utf8_lossy(&text), "REPLCONF option not known");
-        }
-    }
-    Ok(())
-}
-
-enum Answer {
-    Continue(Option<String>),
-    FullResync(Origin),
-    /// The RDB comes without a word about its history.
-    Snapshot(Origin),
-    NoSuchCommand,
-    Refused,
-    NotReady,
-    Unknown,
-}
-
-fn answer(line: &[u8], ask: &Ask) -> Answer {
-    if matches!(ask, Ask::Sync) {
-        // SYNC names no history; a lost link means another full sync.
-        return Answer::Snapshot(Origin::unnamed());
-    }
-    if line.starts_with(b"$") {
-        // Redis takes any name but "psync" itself for SYNC, and sends the RDB without further words.
-        return Answer::Snapshot(Origin::unnamed());
-    }
-    let text = String::from_utf8_lossy(line);
-    let mut words = text.split_ascii_whitespace();
-    match words.next() {
-        Some("+CONTINUE") => Answer::Continue(words.next().filter(|id| id.len() == 40).map(str::to_owned)),
-        Some("+FULLRESYNC") => match (words.next(), words.next().map(str::parse)) {
-            (Some(id), Some(Ok(offset))) if id.len() == 40 => {
-                Answer::FullResync(Origin { replication_id: id.to_owned(), offset })
-            }
-            _ => Answer::Unknown,
-        },
-        _ => match line.strip_prefix(b"-") {
-            None => Answer::Unknown,
-            Some(error) => match ReplyVerdict::of(error) {
-                ReplyVerdict::UnknownCommand => Answer::NoSuchCommand,
-                verdict if verdict.next() == Next::RetryLater => Answer::NotReady,
-                ReplyVerdict::Auth => Answer::Refused,
-                // "-ERR Can't SYNC while not connected with my master", "-ERR ... failover": they pass.
-                _ => Answer::NotReady,
-            },
-        },
-    }
-}
-
-fn printable(line: &[u8]) -> String {
-    String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).take(200).collect()
-}
-
-/// An open replication link.
-struct Link {
-    read: ReadHalf<Stream>,
-    write: WriteHalf<Stream>,
-    buffer: BytesMut,
-    address: Address,
-}
-
-impl Link {
-    fn new(connection: Connection, address: &Address) -> Self {
-        let (stream, buffer, _) = connection.into_parts();
-        let (read, write) = tokio::io::split(stream);
-        Self { read, write, buffer, address: address.clone() }
-    }
-
-    async fn send(&mut self, ask: &Ask, psync: &str) -> Result<(), ReplicationError> {
-        let mut out = Vec::new();
-        match ask {
-            Ask::Sync => encode_command(&["SYNC"], &mut out),
-            Ask::PsyncFull => encode_command(&[psync, "?", "-1"], &mut out),
-            Ask::Psync(Origin { replication_id, offset }) => {
-                // The next byte wanted; asking for the last one received would send it twice.
-                encode_command(&[psync, replication_id, &(offset + 1).to_string()], &mut out);
-            }
-        }
-        self.write.write_all(&out).await.map_err(|source| self.io(source))
-    }
-
-    /// The next line that is not a bare newline, without its line end.
-    async fn line(&mut self) -> Result<Vec<u8>, ReplicationError> {
+    /// Ends when the server that is read from is not of the shard any more, although the link works: a
+    /// master that was cut off from the others, or a replica that stayed behind with it.
+    async fn elsewhere(&self) -> ReplicationError {
+        let Some(shard) = &self.shard else { return pending().await };
+        let mut seen = shard.subscribe();
+        let mut strikes = 0;
         loop {
-            while self.buffer.first() == Some(&b'\n') {
-                self.buffer.advance(1);
-            }
-            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
-                let mut line = self.buffer.split_to(end + 1).to_vec();
-                while matches!(line.last(), Some(b'\n' | b'\r')) {
-                    line.pop();
+            if let Some(at) = shard.now() {
+                let here =
+                    at.master == self.address || (self.prefer_replica && at.replicas.contains(&self.address));
+                strikes = if here { 0 } else { strikes + 1 };
+                if strikes >= if self.prefer_replica { STRIKES } else { 1 } {
+                    let (address, master) = (self.address.clone(), at.master);
+                    return ReplicationError::Elsewhere { address, master };
                 }
-                return Ok(line);
             }
-            if self.buffer.len() > MAX_LINE {
-                let line = self.buffer.to_vec();
-                return Err(self.bad("no line end", &line));
-            }
-            self.read_more("before it sent data").await?;
-        }
-    }
-
-    /// Passes the RDB into the spool; what follows it stays in the buffer.
-    async fn snapshot(
-        &mut self,
-        spool: &mut SpoolWriter,
-        mut splitter: Splitter,
-    ) -> Result<(), ReplicationError> {
-        let mut ack_timer = tokio::time::interval(ACK_PERIOD);
-        ack_timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heard = tokio::time::Instant::now();
-        loop {
-            while !self.buffer.is_empty() {
-                let split = splitter.split(&self.buffer);
-                let now = unix_millis();
-                let direct = self.buffer.get(..split.direct).unwrap_or_default();
-                let append = async {
-                    spool.append(&split.held, now).await?;
-                    spool.append(direct, now).await
-                };
-                let taken = while_sending(&ack_frame(0), &mut ack_timer, &mut self.write, append).await;
-                taken.map_err(|source| self.io(source))??;
-                self.buffer.advance(split.used);
-                if split.ended {
-                    return Ok(());
-                }
-                // Not before the spool took it, which may be what was waited for.
-                heard = tokio::time::Instant::now();
-            }
-            self.buffer.clear();
-            tokio::select! {
-                biased;
-                _ = ack_timer.tick() => {
-                    // Nothing stands on the target yet, but a silent replica would be dropped.
-                    self.write.write_all(&ack_frame(0)).await.map_err(|source| self.io(source))?;
-                    // Each acknowledgement starts the wait for bytes anew, and with it its own time limit.
-                    if heard.elapsed() > SILENCE {
-                        return Err(ReplicationError::Silent { address: self.address.clone() });
-                    }
-                }
-                read = self.read_more("in the middle of the RDB") => read?,
+            if seen.changed().await.is_err() {
+                return pending().await;
             }
         }
-    }
-
-    /// Passes the command stream into the spool and acknowledges what the target has.
-    async fn stream(
-        mut self,
-        spool: &mut SpoolWriter,
-        acknowledged: watch::Receiver<Acknowledged>,
-    ) -> Result<Infallible, ReplicationError> {
-        let history = spool.history();
-        let pending = self.buffer.split();
-        let Self { mut read, mut write, address, .. } = self;
-        let read_loop = async {
-            spool.append(&pending, unix_millis()).await?;
-            let mut buffer = vec![0u8; READ_BUFFER];
-            loop {
-                let count = match tokio::time::timeout(SILENCE, read.read(&mut buffer)).await {
-                    Err(_) => return Err(ReplicationError::Silent { address: address.clone() }),
-                    Ok(Err(source)) => return Err(ReplicationError::Io { address: address.clone(), source }),
-                    Ok(Ok(0)) => {
-                        let part = "while it sent the command stream";
-                        return Err(ReplicationError::Closed { address: address.clone(), part });
-                    }
-                    Ok(Ok(count)) => count,
-                };
-                spool.append(buffer.get(..count).unwrap_or_default(), unix_millis()).await?;
-            }
-        };
-        tokio::select! {
-            ended = read_loop => ended,
-            source = acknowledge(&mut write, acknowledged, history) => Err(ReplicationError::Io { address: address.clone(), source }),
-        }
-    }
-
-    async fn read_more(&mut self, part: &'static str) -> Result<(), ReplicationError> {
-        self.buffer.reserve(READ_BUFFER);
-        match tokio::time::timeout(SILENCE, self.read.read_buf(&mut self.buffer)).await {
-            Err(_) => Err(ReplicationError::Silent { address: self.address.clone() }),
-            Ok(Err(source)) => Err(self.io(source)),
-            Ok(Ok(0)) => Err(ReplicationError::Closed { address: self.address.clone(), part }),
-            Ok(Ok(_)) => Ok(()),
-        }
-    }
-
-    fn io(&self, source: std::io::Error) -> ReplicationError {
-        ReplicationError::Io { address: self.address.clone(), source }
-    }
-
-    fn bad(&self, what: &'static str, line: &[u8]) -> ReplicationError {
-        ReplicationError::Handshake { address: self.address.clone(), what, line: printable(line) }
     }
 }
 
-/// Sends `REPLCONF ACK` every second and soon after the target acknowledged more. A master that sent
-/// its RDB without a file starts the stream only on such an acknowledgement, so the first go at once.
-async fn acknowledge(
-    write: &mut WriteHalf<Stream>,
-    mut acknowledged: watch::Receiver<Acknowledged>,
-    history: u64,
-) -> std::io::Error {
-    let mut early = 10u32;
+impl Received {
+    /// Replication offset up to which everything was received; `None` before the command stream.
+    fn offset(&self, spool: &SpoolWriter) -> Option<i64> {
+        let history = self.history.as_ref()?;
+        let bytes = spool.gauges().end.saturating_sub(history.stream_at?);
+        Some(history.origin.offset + i64::try_from(bytes).unwrap_or(i64::MAX))
+    }
+}
+
+/// Shows in the link's state where the shard is, whatever the link is doing.
+async fn report(shard: Option<SourceShard>, state: watch::Sender<LinkState>) -> Infallible {
+    let Some(shard) = shard else { return pending().await };
+    let mut seen = shard.subscribe();
     loop {
-        let last = *acknowledged.borrow_and_update();
-        let offset = if last.history == history { last.offset } else { 0 };
-        if let Err(error) = write.write_all(&ack_frame(offset)).await {
-            return error;
+        if let Some(at) = shard.now() {
+            state.send_if_modified(|state| {
+                let news = state.master.as_ref() != Some(&at.master) || state.moved_slots != at.moved;
+                if news {
+                    state.master = Some(at.master);
+                    state.moved_slots = at.moved;
+                }
+                news
+            });
         }
-        let period = if early > 0 { ACK_PERIOD / 10 } else { ACK_PERIOD };
-        early = early.saturating_sub(1);
-        tokio::time::sleep(ACK_SPACING).await;
-        // An error means that nobody acknowledges any more: the period alone goes on.
-        if let Ok(Err(_)) = tokio::time::timeout(period, acknowledged.changed()).await {
-            tokio::time::sleep(period).await;
+        if seen.changed().await.is_err() {
+            return pending().await;
         }
     }
-}
-
-fn ack_frame(offset: i64) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64);
-    encode_command(&[b"REPLCONF".as_slice(), b"ACK", offset.to_string().as_bytes()], &mut out);
-    out
 }

@@ -5,6 +5,7 @@
 //! not answered are lost with it: the applier replays them from the spool.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::connection::{Address, Connection, Stream};
 use crate::resp::counter::{CounterError, Replies, ReplyCounter};
+use crate::target::chain::MOST_BATCHES;
 
 const READ_BUFFER: usize = 64 << 10;
 /// Unanswered for this long: the node or the way to it is gone. Long scripts and saves take less.
@@ -54,6 +56,8 @@ pub struct Batch {
     pub sequence: u64,
     /// The database that the connection is in before the first command; `None`: the batch selects one first.
     pub db: Option<u64>,
+    /// Of a chained batch: how many commands come before the first of its transaction's. 0: not chained.
+    pub head: u32,
 }
 
 /// A command of a batch that was not simply accepted.
@@ -61,7 +65,18 @@ pub struct Batch {
 pub struct Exception {
     /// Which reply of the batch, from 0.
     pub index: u32,
+    /// Which element of it, where it is an array (EXEC).
+    pub element: Option<u32>,
     pub kind: ExceptionKind,
+}
+
+impl fmt::Display for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            ExceptionKind::Error(text) => f.write_str(&String::from_utf8_lossy(text)),
+            ExceptionKind::Nil => f.write_str("nil"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,12 +165,13 @@ struct Tally {
 }
 
 impl Replies for Tally {
-    fn error(&mut self, text: &[u8]) {
-        self.exceptions.push(Exception { index: self.answered, kind: ExceptionKind::Error(text.to_vec()) });
+    fn error(&mut self, text: &[u8], element: Option<u32>) {
+        let kind = ExceptionKind::Error(text.to_vec());
+        self.exceptions.push(Exception { index: self.answered, element, kind });
     }
 
     fn nil(&mut self) {
-        self.exceptions.push(Exception { index: self.answered, kind: ExceptionKind::Nil });
+        self.exceptions.push(Exception { index: self.answered, element: None, kind: ExceptionKind::Nil });
     }
 
     fn answered(&mut self) {
@@ -239,7 +255,9 @@ impl Pipeline {
 
     fn has_room(&self) -> bool {
         self.queue.is_empty()
-            || (self.unanswered_commands < self.limits.commands && self.unanswered_bytes < self.limits.bytes)
+            || (self.queue.len() < MOST_BATCHES
+                && self.unanswered_commands < self.limits.commands
+                && self.unanswered_bytes < self.limits.bytes)
     }
 
     fn take(&mut self, batch: Batch) {

@@ -48,7 +48,7 @@ async fn view(mut server: Answering, dialer: &Dialer, role: Role) -> Result<Topo
 }
 
 /// CLUSTER NODES, as it shows failed nodes; CLUSTER SLOTS where that is forbidden.
-pub(super) async fn nodes(
+pub(crate) async fn nodes(
     connection: &mut Connection,
     address: &Address,
     role: Role,
@@ -85,7 +85,7 @@ fn shards(nodes: &[ClusterNode], asked: &Address, dialer: &Dialer) -> Vec<Shard>
 }
 
 /// A hostname is dialled rather than the IP where certificates are checked, as these name hosts.
-fn known_node(node: &ClusterNode, asked: &Address, dialer: &Dialer) -> Node {
+pub(crate) fn known_node(node: &ClusterNode, asked: &Address, dialer: &Dialer) -> Node {
     let announced = node.announced.clone().or_host_of(asked);
     let named = node.hostname.as_ref().map(|name| Address::new(name, announced.port));
     let map = &dialer.access().endpoint_map;

@@ -27,6 +27,9 @@ pub struct ClusterNode {
     pub failing: bool,
     /// `handshake` and `noaddr` nodes cannot be used yet, or no more.
     pub usable: bool,
+    /// Configuration epoch of the node, of a replica that of its master: who claims a slot with the higher
+    /// one has it. 0 where it is not told.
+    pub epoch: u64,
     pub slots: SlotRanges,
     /// (slot, id of the node that takes it over); only known for `myself`.
     pub migrating: Vec<(u16, String)>,
@@ -85,6 +88,7 @@ pub fn parse_cluster_slots(reply: &Reply) -> Result<Vec<ClusterNode>, ClusterNod
                         master_id: master_id.clone(),
                         failing: false,
                         usable: true,
+                        epoch: 0,
                         slots: SlotRanges::default(),
                         migrating: Vec::new(),
                         importing: Vec::new(),
@@ -111,9 +115,11 @@ fn node(text: &str, line: usize) -> Result<ClusterNode, ClusterNodesError> {
     let (announced, hostname) = address(word("address")?, line)?;
     let flags: Vec<&str> = word("flags")?.split(',').collect();
     let master_id = word("master id")?;
-    for what in ["ping time", "pong time", "epoch", "link state"] {
+    for what in ["ping time", "pong time"] {
         word(what)?;
     }
+    let epoch = word("epoch")?.parse().unwrap_or(0);
+    word("link state")?;
     let has = |flag: &str| flags.contains(&flag);
     let mut node = ClusterNode {
         id,
@@ -124,6 +130,7 @@ fn node(text: &str, line: usize) -> Result<ClusterNode, ClusterNodesError> {
         master: has("master"),
         master_id: (master_id != "-").then(|| master_id.to_owned()),
         failing: has("fail") || has("fail?"),
+        epoch,
         slots: SlotRanges::default(),
         migrating: Vec::new(),
         importing: Vec::new(),
@@ -187,6 +194,7 @@ mod tests {
         assert_eq!(nodes[0].slots.to_string(), "0-5460,5462");
         assert_eq!(nodes[0].migrating, [(5461, "bb".to_owned())]);
         assert_eq!(nodes[0].importing, [(9, "cc".to_owned())]);
+        assert_eq!((nodes[0].epoch, nodes[2].epoch), (1, 3));
         assert!(nodes[0].myself && nodes[0].usable && !nodes[0].failing);
         assert!(nodes[1].failing && nodes[1].usable);
         assert_eq!(

@@ -73,6 +73,29 @@ async fn ask(
     })
 }
 
+/// What one Sentinel says of the master.
+pub(crate) struct Opinion {
+    /// As announced.
+    pub(crate) master: Address,
+    /// Raised by each failover: the opinion with the higher one is newer. 0 where it is not told.
+    pub(crate) epoch: u64,
+    pub(crate) replicas: Vec<Node>,
+}
+
+/// `sentinel`: a connection to the one at `endpoint`; `dialer`: that of the servers.
+pub(crate) async fn opinion(
+    sentinel: &mut Connection,
+    endpoint: &Address,
+    name: &str,
+    dialer: &Dialer,
+    role: Role,
+) -> Result<Opinion, TopologyError> {
+    let master = master_address(sentinel, endpoint, name, role).await?;
+    let told = sentinel.query(&[b"SENTINEL", b"master", name.as_bytes()]).await;
+    let epoch = told.ok().and_then(|reply| fields(&reply).get("config-epoch")?.parse().ok()).unwrap_or(0);
+    Ok(Opinion { master, epoch, replicas: replicas(sentinel, name, dialer).await })
+}
+
 async fn master_address(
     sentinel: &mut Connection,
     endpoint: &Address,
@@ -114,11 +137,7 @@ async fn replicas(sentinel: &mut Connection, name: &str, dialer: &Dialer) -> Vec
 }
 
 fn replica(entry: &Reply, dialer: &Dialer) -> Option<Node> {
-    let fields: HashMap<&str, &str> = entry
-        .items()
-        .chunks_exact(2)
-        .filter_map(|pair| Some((pair.first()?.text()?, pair.get(1)?.text()?)))
-        .collect();
+    let fields = fields(entry);
     let announced = Address::new(*fields.get("ip")?, fields.get("port")?.parse().ok()?);
     let flags = fields.get("flags").copied().unwrap_or_default();
     let failing = flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
@@ -128,4 +147,10 @@ fn replica(entry: &Reply, dialer: &Dialer) -> Option<Node> {
         id: fields.get("runid").copied().unwrap_or_default().to_owned(),
         failing: failing || fields.get("master-link-status") == Some(&"err"),
     })
+}
+
+/// Name and value by turns.
+fn fields(entry: &Reply) -> HashMap<&str, &str> {
+    let pairs = entry.items().chunks_exact(2);
+    pairs.filter_map(|pair| Some((pair.first()?.text()?, pair.get(1)?.text()?))).collect()
 }

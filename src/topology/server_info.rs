@@ -46,6 +46,12 @@ pub struct ServerInfo {
     pub replicas: Vec<ReplicaInfo>,
     /// Redis 4.0 and newer. A replica shows its master's.
     pub replication_id: String,
+    /// The history that a promoted replica goes on with under an id of its own; empty when there is none.
+    pub former_replication_id: String,
+    /// First offset that it does not have of that history; -1 when there is none.
+    pub former_until: i64,
+    /// First offset in the backlog; `None` without a backlog.
+    pub backlog_from: Option<i64>,
     /// How far this server's own data is.
     pub offset: i64,
     pub backlog_size: u64,
@@ -88,6 +94,14 @@ impl ServerInfo {
             sync_in_progress: flag("master_sync_in_progress"),
             replicas: replicas(&field),
             replication_id: field("master_replid").unwrap_or_default().to_owned(),
+            former_replication_id: field("master_replid2")
+                .filter(|id| id.bytes().any(|byte| byte != b'0'))
+                .unwrap_or_default()
+                .to_owned(),
+            former_until: field("second_repl_offset").and_then(|value| value.parse().ok()).unwrap_or(-1),
+            backlog_from: field("repl_backlog_first_byte_offset")
+                .filter(|_| flag("repl_backlog_active"))
+                .and_then(|value| value.parse().ok()),
             offset: offset.and_then(|value| value.parse().ok()).unwrap_or(0),
             backlog_size: number("repl_backlog_size").unwrap_or(0),
             loading: flag("loading") || flag("async_loading"),
@@ -199,7 +213,8 @@ mod tests {
             "# Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
              slave0:ip=10.0.0.2,port=6379,state=online,offset=14,lag=1\r\n\
              slave1:ip=fe80::1,port=6380,state=wait_bgsave,offset=0,lag=0\r\n\
-             master_replid:aa\r\nmaster_repl_offset:15\r\nrepl_backlog_size:1048576\r\n\
+             master_replid:aa\r\nmaster_replid2:bb\r\nmaster_repl_offset:15\r\nsecond_repl_offset:12\r\n\
+             repl_backlog_active:1\r\nrepl_backlog_size:1048576\r\nrepl_backlog_first_byte_offset:9\r\n\
              db0:keys=3,expires=0,avg_ttl=0\r\ndb11:keys=4,expires=1\r\n",
         );
         assert_eq!(info.replicas[0].address, Address::new("10.0.0.2", 6379));
@@ -207,6 +222,12 @@ mod tests {
         assert_eq!((info.offset, info.backlog_size, info.keys()), (15, 1 << 20, 7));
         assert_eq!(info.keyspace, [(0, 3), (11, 4)]);
         assert_eq!(info.replication_id, "aa");
+        assert_eq!((info.former_replication_id.as_str(), info.former_until), ("bb", 12));
+        assert_eq!(info.backlog_from, Some(9));
+        let never =
+            ServerInfo::parse("master_replid2:0000\r\nsecond_repl_offset:-1\r\nrepl_backlog_active:0\r\n");
+        assert_eq!((never.former_replication_id.as_str(), never.former_until), ("", -1));
+        assert_eq!(never.backlog_from, None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use super::{Node, Role, Shard, Topology, TopologyError, discover};
 use crate::connection::{Address, Dialer, RedisAccess, TopologyChoice};
-use crate::slot::SLOT_COUNT;
+use crate::slot::{SLOT_COUNT, SlotRanges};
 
 const NOBODY: u16 = u16::MAX;
 
@@ -33,6 +33,17 @@ impl SlotMap {
 
     pub fn node(&self, number: usize) -> Option<&Node> {
         self.nodes.get(number)
+    }
+
+    /// The slots that a node serves.
+    pub fn slots_of(&self, number: usize) -> SlotRanges {
+        let mut slots = SlotRanges::default();
+        for (slot, owner) in (0..SLOT_COUNT).zip(&self.owners) {
+            if usize::from(*owner) == number {
+                slots.insert(slot, slot);
+            }
+        }
+        slots
     }
 
     /// The node at `address`, announced or reachable.

@@ -53,7 +53,8 @@ pub(super) async fn discover(
         kind: TopologyKind::Standalone,
         server: version(&server.info, &server.dialled, role)?,
         shards: vec![Shard {
-            id: server.dialled.to_string(),
+            // Not the server that was chosen: the same after another of the endpoints was promoted.
+            id: access.endpoints.first().unwrap_or(&server.dialled).to_string(),
             replicas: replicas(&server.info, dialer),
             master: Node {
                 address: server.connection.address().clone(),
@@ -67,7 +68,7 @@ pub(super) async fn discover(
     })
 }
 
-pub(super) fn replicas(info: &ServerInfo, dialer: &Dialer) -> Vec<Node> {
+pub(crate) fn replicas(info: &ServerInfo, dialer: &Dialer) -> Vec<Node> {
     let known = info.replicas.iter().map(|replica| Node {
         address: dialer.reachable(&replica.address),
         announced: replica.address.clone(),

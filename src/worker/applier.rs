@@ -1,45 +1,42 @@
 //! The applier: from spool blocks to acknowledged batches.
 
+mod connecting;
+mod reading;
+mod sending;
+mod telling;
+
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::direct::Direct;
-use super::outbox::{Heard, Outbox, Trouble};
-use super::progress::{Numbers, Quarantined, ShardPhase, ShardProgress};
-use super::repair::{Fatal, Findings, Reading, Refusal, examine};
+use super::keeper::Keeper;
+use super::outbox::{Kept, Outbox, Trouble};
+use super::progress::{Numbers, ShardProgress};
 use super::route::Router;
-use super::snapshot::{Applied, KeyPlace, SnapshotRules, Staged};
-use super::stream::{Barrier, Moment, Stream, StreamPlace, StreamRules, Taken};
-use super::{Checkpoint, Stopped, TargetShape, WorkerError, WorkerSetup, snapshot};
+use super::snapshot::{SnapshotRules, Staged};
+use super::stream::{Moment, Stream, StreamPlace, StreamRules};
+use super::{Stopped, WorkerError, WorkerSetup};
 use crate::api::plan::ExistingKeys;
 use crate::backoff::Backoff;
-use crate::clock::unix_millis;
 use crate::connection::Address;
 use crate::rdb::checksum::Crc;
 use crate::rdb::compat::TargetFormat;
-use crate::rdb::{Decoder, Dialect, Event, Limits, Step};
-use crate::resp::Args;
-use crate::resp::frame::{Parsed, parse_frame};
-use crate::slot::SlotRanges;
+use crate::rdb::{Decoder, Dialect, Limits};
 use crate::source::replication::Acknowledged;
-use crate::spool::{Block, Next, Origin, Part, SpoolReader};
-use crate::target::lane::Lane;
-use crate::topology::{Role, discover};
+use crate::spool::{Next, Origin, SpoolReader};
 
 /// The window is given back to the allocator when it is empty and larger than this.
 const WINDOW: usize = 1 << 20;
 /// A mark is set at least once in this many bytes, so that the spool can let go.
 const MARK_BYTES: u64 = 256 << 10;
-/// How long a lost lane waits for the answers of the others.
-const OTHERS: Duration = Duration::from_secs(2);
 /// How often numbers are published while nothing else prompts it.
 const PUBLISH: Duration = Duration::from_millis(100);
-/// Refusals that are logged one by one; of more, the 2nd, 4th, 8th and so on.
-const LOGGED_REFUSALS: u64 = 100;
 /// A drain gives up waiting for the target after this long; what is not acknowledged is replayed later.
 const DRAIN: Duration = Duration::from_secs(8);
+/// Places in the RDB that are remembered, for a target that falls back behind what it acknowledged.
+const PLACES: usize = 64;
 
 /// A place to go on from: everything before it stands on the target.
 #[derive(Clone, Debug)]
@@ -72,6 +69,8 @@ pub(super) struct Applier {
     acknowledge: watch::Sender<Acknowledged>,
     progress: Arc<ShardProgress>,
     outbox: Outbox<Place>,
+    /// With `delivery: ExactlyOnce`.
+    keeper: Option<Keeper>,
     rules: SnapshotRules,
     stream_rules: StreamRules,
     limits: Limits,
@@ -95,6 +94,8 @@ pub(super) struct Applier {
     marked: u64,
     /// Last place that stands on the target.
     stands: Place,
+    /// Places before that one, in the RDB.
+    places: VecDeque<Place>,
     keys: u64,
     commands: u64,
     lane_addresses: Vec<Address>,
@@ -102,8 +103,18 @@ pub(super) struct Applier {
     troubles: Vec<Trouble>,
     /// Why a lane ended.
     lost: Option<String>,
-    /// Up to this position, the snapshot may meet its own keys.
+    /// Up to this position an earlier attempt may have come.
     replay_until: u64,
+    /// Up to this position, units of a chain go one by one: one of them is not taken.
+    careful_until: u64,
+    /// Where the next of them begins.
+    alone_from: u64,
+    /// What lies between is left out, as the target does not take it.
+    left_out: Option<(u64, u64)>,
+    /// Before anything of the full sync: what an earlier attempt left has to go.
+    wipe: bool,
+    /// Commands that the target does not know.
+    unknown: HashSet<Vec<u8>>,
     numbers: Numbers,
     moment: Moment,
     /// When the numbers were published last, Unix ms.
@@ -131,6 +142,7 @@ impl Applier {
         reader: SpoolReader,
         acknowledge: watch::Sender<Acknowledged>,
         progress: Arc<ShardProgress>,
+        keeper: Option<Keeper>,
     ) -> Self {
         let target = setup.target_version;
         let limits = Limits {
@@ -158,12 +170,17 @@ impl Applier {
             keys: 0,
             commands: 0,
         };
+        let mut outbox = Outbox::new(setup.lane.commands);
+        outbox.kept = keeper
+            .as_ref()
+            .map(|keeper| Kept::new(keeper.fence.names().clone(), keeper.fence.epoch(), keeper.history));
         Self {
-            outbox: Outbox::new(setup.lane.commands),
+            outbox,
             router,
             reader,
             acknowledge,
             progress,
+            keeper,
             rules,
             stream_rules,
             limits,
@@ -179,12 +196,18 @@ impl Applier {
             stream_db: 0,
             marked: 0,
             stands,
+            places: VecDeque::new(),
             keys: 0,
             commands: 0,
             lane_addresses: Vec::new(),
             troubles: Vec::new(),
             lost: None,
             replay_until: 0,
+            careful_until: 0,
+            alone_from: 0,
+            left_out: None,
+            wipe: false,
+            unknown: HashSet::new(),
             numbers: Numbers::default(),
             moment: Moment { arrived: 0, now: 0 },
             published: 0,
@@ -196,7 +219,7 @@ impl Applier {
     pub async fn run(&mut self, mut drain: watch::Receiver<bool>) -> Result<Stopped, WorkerError> {
         let mut backoff = Backoff::default();
         loop {
-            let before = self.outbox.batches;
+            let before = self.stands.position;
             let mut overdue = drain.clone();
             let overdue = async move {
                 // An error means that nobody can ask for a drain any more.
@@ -219,7 +242,7 @@ impl Applier {
                     self.numbers.target_reconnects += 1;
                     self.numbers.waiting = why;
                     self.publish();
-                    if self.outbox.batches > before {
+                    if self.stands.position > before {
                         backoff.reset();
                     }
                     if *drain.borrow() {
@@ -241,70 +264,17 @@ impl Applier {
         self.work(drain).await
     }
 
-    /// Opens a lane to every target node.
-    async fn connect(&mut self) -> Result<(), Interrupted> {
-        let dialer = self.setup.target_dialer.clone();
-        if let Router::Slots(map) = &mut self.router
-            && self.numbers.target_reconnects > 0
-        {
-            let before: Vec<Option<usize>> = SlotRanges::all().iter().map(|slot| map.owner(slot)).collect();
-            map.refresh(&dialer).await.map_err(|error| Interrupted::Lost(error.to_string()))?;
-            let after = SlotRanges::all();
-            if after.iter().zip(&before).any(|(slot, owner)| map.owner(slot) != *owner) {
-                self.outbox.apply_again();
-            }
-        }
-        if self.numbers.target_reconnects > 0
-            && let (Router::Single, TargetShape::Watched(address)) = (&self.router, &mut self.setup.target)
-        {
-            // The Sentinels may have promoted another server.
-            let found = discover(dialer.access(), &dialer, Role::Target).await;
-            let found = found.map_err(|error| Interrupted::Lost(error.to_string()))?;
-            if let Some(shard) = found.shards.first() {
-                *address = shard.master.address.clone();
-            }
-        }
-        self.lane_addresses = match (&self.router, &self.setup.target) {
-            (Router::Slots(map), _) => map.nodes().iter().map(|node| node.address.clone()).collect(),
-            (Router::Single, TargetShape::Standalone(address) | TargetShape::Watched(address)) => {
-                vec![address.clone()]
-            }
-            (Router::Single, TargetShape::Cluster(_)) => Vec::new(),
-        };
-        for index in 0..self.lane_addresses.len() {
-            self.open_lane(index).await?;
-        }
-        self.numbers.waiting.clear();
-        Ok(())
-    }
-
-    async fn open_lane(&mut self, index: usize) -> Result<(), Interrupted> {
-        let Some(address) = self.lane_addresses.get(index) else { return Ok(()) };
-        let connection = self.setup.target_dialer.connect(address).await.map_err(|error| {
-            if error.is_transient() {
-                Interrupted::Lost(error.to_string())
-            } else if error.is_auth() {
-                Interrupted::Failed(WorkerError::Denied(error.to_string()))
-            } else {
-                Interrupted::Failed(WorkerError::Target(error.to_string()))
-            }
-        })?;
-        let lane = Lane::start(index, connection, self.setup.lane, self.outbox.reporter.clone());
-        self.outbox.set_lane(index, lane);
-        Ok(())
-    }
-
     /// Back to the last place that stands on the target; the lanes are opened anew.
     fn rewind(&mut self) {
         self.replay_until = self.replay_until.max(self.position());
         let in_stream = matches!(self.stands.stage, Stage::Stream(_));
         // The keys of a snapshot are written again: what the stream did to them since must follow again.
-        self.outbox.rewind(in_stream);
+        // Where the target tells what it has, that is asked for, not what was answered.
+        self.outbox.rewind(in_stream && self.keeper.is_none());
         self.rules.replay = !in_stream;
         self.troubles.clear();
         self.lost = None;
         self.go_on_from_stands();
-        self.reader.seek(self.base);
     }
 
     fn go_on_from_stands(&mut self) {
@@ -322,6 +292,7 @@ impl Applier {
             }
             Stage::Stream(place) => Work::Stream(Stream::at(place.clone())),
         };
+        self.reader.seek(self.base);
     }
 
     async fn work(&mut self, drain: &mut watch::Receiver<bool>) -> Result<(), Interrupted> {
@@ -346,6 +317,8 @@ impl Applier {
                 asked = asked(drain), if may_drain => match asked {
                     true => {
                         self.flush().await?;
+                        self.wait_idle().await?;
+                        self.write_records(true).await?;
                         return self.wait_idle().await;
                     }
                     false => may_drain = false,
@@ -356,594 +329,74 @@ impl Applier {
                     self.advance();
                 }
                 next = self.reader.next() => match next.map_err(WorkerError::from)? {
-                    Next::Begun { origin, snapshot } => self.begin(origin, snapshot)?,
+                    Next::Begun { origin, snapshot } => self.begin(origin, snapshot).await?,
                     Next::Block(block) => self.take_block(&block).await?,
                 },
-                _ = publish.tick() => self.publish(),
+                _ = publish.tick() => {
+                    self.publish();
+                    self.write_records(false).await?;
+                }
             }
         }
     }
 
     /// A new history: whatever was in progress is void. Batches under way are still answered; their
     /// keys are written again.
-    fn begin(&mut self, origin: Origin, snapshot: bool) -> Result<(), WorkerError> {
+    async fn begin(&mut self, origin: Origin, snapshot: bool) -> Result<(), Interrupted> {
         // A history that broke off before anything was sent leaves nothing on the target.
         let again = self.outbox.batches > 0
             || self.setup.resume.is_some()
             || self.setup.restarted
             || self.setup.own_keys;
-        let resumed = self.setup.resume.as_ref().filter(|_| !snapshot);
+        let resumed = self.setup.resume.clone().filter(|_| !snapshot);
         self.stands = Place { position: 0, stage: self.first_stage(), keys: 0, commands: 0 };
+        self.places.clear();
         self.rules.replay = false;
         self.replay_until = 0;
+        self.careful_until = 0;
+        self.left_out = None;
         self.stream_at = None;
         self.stream_db = 0;
         self.numbers.keys_total = 0;
         self.numbers.snapshot_read = 0;
+        self.outbox.begin();
+        for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
+            self.outbox.answered(lane, batch);
+        }
         if let Some(checkpoint) = resumed {
             self.stream_at = Some(0);
             self.offset_shift = origin.offset;
             self.stands.stage = Stage::Stream(StreamPlace { db: checkpoint.db });
             self.acknowledge(origin.offset);
-        } else {
-            self.acknowledge(0);
-            if again {
-                if self.setup.existing_keys == ExistingKeys::Skip {
-                    return Err(WorkerError::Target(format!(
-                        "{}: the source asks for another full sync, in which existingKeys Skip cannot tell the target's own keys from those copied before; empty the target or choose Replace",
-                        self.setup.shard
-                    )));
-                }
-                self.rules.replay = true;
-                self.replay_until = u64::MAX;
+            self.origin = Some(origin);
+            self.go_on_from_stands();
+            return self.resume_stream().await;
+        }
+        self.acknowledge(0);
+        if again {
+            if self.setup.existing_keys == ExistingKeys::Skip {
+                return Err(Interrupted::Failed(WorkerError::Target(format!(
+                    "{}: the source asks for another full sync, in which existingKeys Skip cannot tell the target's own keys from those copied before; empty the target or choose Replace",
+                    self.setup.shard
+                ))));
             }
+            self.rules.replay = true;
+            self.replay_until = u64::MAX;
         }
         self.origin = Some(origin);
-        self.outbox.begin();
-        for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
-            self.outbox.answered(lane, batch);
-        }
         self.go_on_from_stands();
-        Ok(())
+        self.begin_records();
+        // With Replace, the target has keys that are not ours, and which these are is not known.
+        self.wipe = again && self.setup.existing_keys == ExistingKeys::Fail;
+        self.wipe_earlier().await
     }
 
     fn first_stage(&self) -> Stage {
         Stage::Snapshot { decoder: Box::new(Decoder::new(self.limits)), crc: Crc::new() }
-    }
-
-    async fn take_block(&mut self, block: &Block) -> Result<(), Interrupted> {
-        if let Part::Stream { offset } = block.part {
-            self.check_stream_start(block.position, offset)?;
-        }
-        self.compact();
-        self.window.extend_from_slice(&block.bytes);
-        self.moment = Moment { arrived: block.arrived, now: unix_millis() };
-        if self.window.len() - self.at < self.need {
-            return Ok(());
-        }
-        if matches!(self.work, Work::Snapshot { .. }) {
-            self.decode().await?;
-        }
-        if matches!(self.work, Work::Stream(_)) {
-            self.follow().await?;
-        }
-        if self.position() - self.marked >= MARK_BYTES && self.may_send() {
-            self.flush().await?;
-        }
-        // While there is always another block at hand, the timer is never looked at.
-        if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
-            self.publish();
-        }
-        Ok(())
-    }
-
-    /// The stream starts where the RDB ended, neither before nor behind.
-    fn check_stream_start(&self, position: u64, offset: i64) -> Result<(), WorkerError> {
-        let fits = self.stream_at.is_some_and(|stream_at| position >= stream_at)
-            && offset == position as i64 + self.offset_shift;
-        if fits {
-            return Ok(());
-        }
-        Err(WorkerError::SnapshotEnd {
-            shard: self.setup.shard.clone(),
-            position: self.stream_at.unwrap_or(self.position()),
-            what: "starts the command stream at another place",
-        })
-    }
-
-    /// Drops what was read from the window. The checksum takes it along, many bytes at a time.
-    fn compact(&mut self) {
-        if self.at == 0 {
-            return;
-        }
-        if let Work::Snapshot { crc, .. } = &mut self.work {
-            crc.update(self.window.get(self.summed..self.at).unwrap_or_default());
-        }
-        self.base += self.at as u64;
-        let left = self.window.len() - self.at;
-        self.window.copy_within(self.at.., 0);
-        self.window.truncate(left);
-        if left < WINDOW && self.window.capacity() > 4 * WINDOW {
-            self.window.shrink_to(WINDOW);
-        }
-        self.at = 0;
-        self.summed = 0;
-    }
-
-    /// Decodes the RDB bytes at hand.
-    async fn decode(&mut self) -> Result<(), Interrupted> {
-        loop {
-            let Work::Snapshot { decoder, crc, staged } = &mut self.work else { return Ok(()) };
-            let (db, flavor) = (decoder.db(), decoder.flavor());
-            let input = self.window.get(self.at..).unwrap_or_default();
-            let shard = &self.setup.shard;
-            let step =
-                decoder.next(input).map_err(|source| WorkerError::Rdb { shard: shard.clone(), source })?;
-            let (consumed, event) = match step {
-                Step::NeedMore { at_least } => {
-                    self.need = at_least.max(input.len() + 1);
-                    let missing = self.need - input.len();
-                    if missing > WINDOW {
-                        self.window.reserve_exact(missing);
-                    }
-                    return Ok(());
-                }
-                Step::Event { consumed, event } => (consumed, event),
-            };
-            self.need = 1;
-            match event {
-                Event::End { crc: stored } => {
-                    let covered = self.at + consumed.min(1);
-                    crc.update(self.window.get(self.summed..covered).unwrap_or_default());
-                    let computed = crc.value();
-                    if let Some(stored) = stored.filter(|&stored| stored != computed) {
-                        let shard = shard.clone();
-                        return Err(WorkerError::Checksum { shard, computed, stored }.into());
-                    }
-                    self.at += consumed;
-                    self.summed = self.at;
-                    return Ok(self.end_snapshot()?);
-                }
-                Event::ResizeDb { keys, .. } => self.numbers.keys_total += keys,
-                Event::Aux { key: b"repl-stream-db", value } => {
-                    self.stream_db =
-                        std::str::from_utf8(value).ok().and_then(|db| db.parse().ok()).unwrap_or(0);
-                }
-                _ => {}
-            }
-            if self.rules.replay && self.base + self.at as u64 >= self.replay_until {
-                self.rules.replay = false;
-            }
-            let db = self.setup.database_map.get(&db).copied().unwrap_or(db);
-            let at = KeyPlace { db, flavor, now_ms: self.moment.now };
-            let applied = snapshot::apply(&event, at, &self.rules, &self.router, staged, &mut self.outbox);
-            self.at += consumed;
-            match applied {
-                Applied::Nothing | Applied::Broadcast | Applied::Part { done: false, .. } => {}
-                Applied::Key(_) | Applied::Part { done: true, .. } => self.keys += 1,
-                Applied::Refused { key, why } => {
-                    self.refuse(db, Refusal { command: "RESTORE".to_owned(), key, error: why })?;
-                }
-            }
-            self.send_full().await?;
-        }
-    }
-
-    fn end_snapshot(&mut self) -> Result<(), WorkerError> {
-        let origin = self.origin.as_ref().map_or(0, |origin| origin.offset);
-        let position = self.position();
-        self.offset_shift = origin - position as i64;
-        self.stream_at = Some(position);
-        self.work = Work::Stream(Stream::at(StreamPlace { db: self.stream_db }));
-        if self.window.len() > self.at {
-            return Err(WorkerError::SnapshotEnd {
-                shard: self.setup.shard.clone(),
-                position,
-                what: "sent more bytes as part of it",
-            });
-        }
-        Ok(())
-    }
-
-    /// Takes the commands at hand.
-    async fn follow(&mut self) -> Result<(), Interrupted> {
-        loop {
-            let input = self.window.get(self.at..).unwrap_or_default();
-            let parsed = parse_frame(input, &mut self.spans).map_err(|source| WorkerError::Stream {
-                shard: self.setup.shard.clone(),
-                offset: self.offset(),
-                source,
-            })?;
-            let length = match parsed {
-                Parsed::NeedMore(more) => {
-                    self.need = input.len() + more;
-                    if more > WINDOW {
-                        self.window.reserve_exact(more);
-                    }
-                    return Ok(());
-                }
-                Parsed::Blank(length) => {
-                    self.at += length;
-                    continue;
-                }
-                Parsed::Command(length) => length,
-            };
-            self.need = 1;
-            let Work::Stream(stream) = &mut self.work else { return Ok(()) };
-            let frame = input.get(..length).unwrap_or_default();
-            let end = self.base + (self.at + length) as u64;
-            let args = Args { frame, spans: &self.spans };
-            let taken =
-                stream.take(&args, end, self.moment, &self.stream_rules, &self.router, &mut self.outbox);
-            self.at += length;
-            match taken {
-                Taken::Done { commands } => self.commands += u64::from(commands),
-                Taken::Barrier(barrier) => self.run_alone(*barrier).await?,
-                Taken::Refused { command, key, why } => {
-                    let db = self.source_db();
-                    self.refuse(db, Refusal { command, key, error: why })?;
-                }
-            }
-            self.send_full().await?;
-        }
-    }
-
-    fn source_db(&self) -> u64 {
-        match &self.work {
-            Work::Stream(stream) => stream.place.db,
-            Work::Snapshot { decoder, .. } => decoder.db(),
-        }
-    }
-
-    /// Runs what cannot go through the lanes, with nothing else under way.
-    async fn run_alone(&mut self, barrier: Barrier) -> Result<(), Interrupted> {
-        self.send_all().await?;
-        self.wait_idle().await?;
-        let addresses = self.lane_addresses.clone();
-        let refused = {
-            let (numbers, progress) = (&mut self.numbers, &self.progress);
-            let mut waiting = |why: &str| tell(numbers, progress, why);
-            let dialer = &self.setup.target_dialer;
-            let mut direct = Direct::new(dialer, &mut self.router, addresses, &mut waiting);
-            direct.parts(barrier.db, &barrier.parts).await
-        };
-        let refused = refused.map_err(|error| WorkerError::Target(error.to_string()))?;
-        self.numbers.waiting.clear();
-        self.commands += u64::from(barrier.commands);
-        for refusal in refused {
-            self.refuse(barrier.db, refusal)?;
-        }
-        self.open_new_lanes().await?;
-        // So that a replay does not run it again.
-        self.flush().await
-    }
-
-    async fn send_full(&mut self) -> Result<(), Interrupted> {
-        while let Some(lane) = self.outbox.full() {
-            if !self.may_send() {
-                return Ok(());
-            }
-            self.send(lane).await?;
-            // Commands met a moving slot: nothing may overtake them.
-            self.mend().await?;
-        }
-        Ok(())
-    }
-
-    /// Sends what is pending, and marks the place when nothing is half done.
-    async fn flush(&mut self) -> Result<(), Interrupted> {
-        if !self.may_send() {
-            return Ok(());
-        }
-        self.send_all().await?;
-        if self.may_mark() && self.position() > self.marked {
-            self.marked = self.position();
-            let place = self.place();
-            self.outbox.mark(place);
-            self.advance();
-        }
-        Ok(())
-    }
-
-    async fn send_all(&mut self) -> Result<(), Interrupted> {
-        for lane in 0..self.outbox.lanes() {
-            self.send(lane).await?;
-        }
-        Ok(())
-    }
-
-    async fn send(&mut self, lane: usize) -> Result<(), Interrupted> {
-        let Some(batch) = self.outbox.take_batch(lane, self.position()) else { return Ok(()) };
-        self.numbers.sent_bytes += batch.bytes.len() as u64;
-        let mut heard = Vec::new();
-        let sent = self.outbox.send(lane, batch, &mut heard).await;
-        for what in heard {
-            self.hear(what)?;
-        }
-        self.advance();
-        if !sent && self.lost.is_none() {
-            self.lost = Some("a lane ended".to_owned());
-        }
-        self.check_lost().await
-    }
-
-    fn hear(&mut self, heard: Heard) -> Result<(), WorkerError> {
-        match heard {
-            Heard::Fine => {}
-            Heard::Lost { error, .. } => self.lost = Some(error.to_string()),
-            Heard::Trouble(trouble) => {
-                let findings = self.examine(&trouble);
-                if findings.retry.is_empty() {
-                    self.settle_findings(&trouble, findings)?;
-                    self.outbox.answered(trouble.lane, trouble.batch);
-                } else {
-                    self.troubles.push(trouble);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn examine(&self, trouble: &Trouble) -> Findings {
-        let reading = Reading {
-            snapshot: matches!(self.stands.stage, Stage::Snapshot { .. }),
-            replay: self.rules.replay,
-        };
-        examine(trouble, reading)
-    }
-
-    fn settle_findings(&mut self, trouble: &Trouble, findings: Findings) -> Result<(), WorkerError> {
-        let Findings { retry: _, refused, existing, fatal } = findings;
-        if let Some(fatal) = fatal {
-            let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
-            return Err(match fatal {
-                Fatal::Denied(text) => WorkerError::Denied(format!(
-                    "{address}: {text}; give the target user the permissions that the README lists"
-                )),
-                Fatal::NoDatabase { db, error } => WorkerError::Target(format!(
-                    "{address}: no database {db}: {error}; give the target more databases or set databaseMap"
-                )),
-            });
-        }
-        if let Some(key) = existing.first()
-            && self.setup.existing_keys == ExistingKeys::Fail
-        {
-            return Err(WorkerError::KeyExists { key: String::from_utf8_lossy(key).into_owned() });
-        }
-        self.numbers.keys_skipped += existing.len() as u64;
-        for refusal in refused {
-            self.refuse(trouble.batch.db.unwrap_or_default(), refusal)?;
-        }
-        Ok(())
-    }
-
-    /// When commands have to be sent again: waits until nothing is under way, sends them, goes on.
-    async fn mend(&mut self) -> Result<(), Interrupted> {
-        self.check_lost().await?;
-        if self.troubles.is_empty() {
-            return Ok(());
-        }
-        self.wait_answers().await?;
-        let mut troubles = std::mem::take(&mut self.troubles);
-        troubles.sort_by_key(|trouble| (trouble.lane, trouble.batch.sequence));
-        for trouble in troubles {
-            let mut findings = self.examine(&trouble);
-            let units = std::mem::take(&mut findings.retry);
-            self.settle_findings(&trouble, findings)?;
-            let addresses = self.lane_addresses.clone();
-            let (numbers, progress) = (&mut self.numbers, &self.progress);
-            let mut waiting = |why: &str| tell(numbers, progress, why);
-            let mut direct =
-                Direct::new(&self.setup.target_dialer, &mut self.router, addresses, &mut waiting);
-            let mut refused = Vec::new();
-            for unit in &units {
-                tracing::debug!(error = %unit.error, "sent again");
-                let answer = direct.retry(unit).await;
-                refused.extend(answer.map_err(|error| WorkerError::Target(error.to_string()))?);
-            }
-            self.numbers.waiting.clear();
-            for refusal in refused {
-                self.refuse(trouble.batch.db.unwrap_or_default(), refusal)?;
-            }
-            self.outbox.answered(trouble.lane, trouble.batch);
-        }
-        self.open_new_lanes().await?;
-        self.advance();
-        Ok(())
-    }
-
-    /// A redirection may have named a node that had no lane.
-    async fn open_new_lanes(&mut self) -> Result<(), Interrupted> {
-        let Router::Slots(map) = &self.router else { return Ok(()) };
-        let nodes = map.nodes().iter().map(|node| node.address.clone());
-        self.lane_addresses = nodes.collect();
-        for index in self.outbox.lanes()..self.lane_addresses.len() {
-            self.open_lane(index).await?;
-        }
-        Ok(())
-    }
-
-    /// Until every batch is answered, and what the answers ask for is done.
-    async fn wait_idle(&mut self) -> Result<(), Interrupted> {
-        self.wait_answers().await?;
-        Box::pin(self.mend()).await?;
-        self.advance();
-        Ok(())
-    }
-
-    async fn wait_answers(&mut self) -> Result<(), Interrupted> {
-        while !self.outbox.is_idle() {
-            let report = self.outbox.report().await;
-            let heard = self.outbox.hear(report);
-            self.hear(heard)?;
-            if self.lost.is_some() {
-                return self.check_lost().await;
-            }
-        }
-        Ok(())
-    }
-
-    /// With a lane lost, waits shortly for the answers of the others: what they have need not be replayed.
-    async fn check_lost(&mut self) -> Result<(), Interrupted> {
-        let Some(why) = self.lost.clone() else { return Ok(()) };
-        let others = async {
-            while !self.outbox.is_idle() {
-                let report = self.outbox.report().await;
-                let heard = self.outbox.hear(report);
-                self.hear(heard)?;
-            }
-            Ok::<(), WorkerError>(())
-        };
-        match tokio::time::timeout(OTHERS, others).await {
-            Ok(Err(error)) => Err(error.into()),
-            Ok(Ok(())) | Err(_) => Err(Interrupted::Lost(why)),
-        }
-    }
-
-    /// Takes note of what stands on the target by now.
-    fn advance(&mut self) {
-        let Some(place) = self.outbox.reached() else { return };
-        self.reader.applied(place.position);
-        if let Stage::Stream(_) = place.stage {
-            let first = matches!(self.stands.stage, Stage::Snapshot { .. });
-            self.acknowledge(place.position as i64 + self.offset_shift);
-            self.stands = place;
-            if first {
-                self.publish();
-            }
-        } else {
-            self.stands = place;
-        }
-    }
-
-    fn acknowledge(&self, offset: i64) {
-        self.acknowledge.send_replace(Acknowledged { history: self.reader.history(), offset });
-    }
-
-    fn refuse(&mut self, db: u64, refusal: Refusal) -> Result<(), WorkerError> {
-        self.numbers.quarantined += 1;
-        let count = self.numbers.quarantined;
-        let last = format!("{}: {}", refusal.command, refusal.error);
-        if count <= LOGGED_REFUSALS || count.is_power_of_two() {
-            tracing::warn!(
-                shard = %self.setup.shard, count, command = %refusal.command, error = %refusal.error,
-                key = %String::from_utf8_lossy(&refusal.key), "set aside: the target does not take it"
-            );
-        }
-        self.progress.quarantine(Quarantined { offset: self.offset(), db, refusal });
-        if count > self.setup.max_quarantined {
-            return Err(WorkerError::TooManyRefused { shard: self.setup.shard.clone(), count, last });
-        }
-        Ok(())
-    }
-
-    fn position(&self) -> u64 {
-        self.base + self.at as u64
-    }
-
-    /// Replication offset of the current position; 0 in the snapshot.
-    fn offset(&self) -> i64 {
-        match self.work {
-            Work::Snapshot { .. } => 0,
-            Work::Stream(_) => self.position() as i64 + self.offset_shift,
-        }
-    }
-
-    /// On a single target a transaction goes through as it comes, so that a batch must not end inside.
-    fn may_send(&self) -> bool {
-        match &self.work {
-            Work::Snapshot { .. } => true,
-            Work::Stream(stream) => self.router.is_cluster() || stream.may_part(),
-        }
-    }
-
-    fn may_mark(&self) -> bool {
-        match &self.work {
-            Work::Snapshot { staged, .. } => staged.is_none(),
-            Work::Stream(stream) => !stream.in_transaction(),
-        }
-    }
-
-    fn place(&mut self) -> Place {
-        let position = self.position();
-        let stage = match &mut self.work {
-            Work::Snapshot { decoder, crc, .. } => {
-                crc.update(self.window.get(self.summed..self.at).unwrap_or_default());
-                self.summed = self.at;
-                Stage::Snapshot { decoder: decoder.clone(), crc: crc.clone() }
-            }
-            Work::Stream(stream) => Stage::Stream(stream.place.clone()),
-        };
-        Place { position, stage, keys: self.keys, commands: self.commands }
-    }
-
-    /// Where things stand, for another run.
-    pub fn stopped(&mut self) -> Stopped {
-        self.publish();
-        let checkpoint = match (&self.stands.stage, &self.origin) {
-            (Stage::Stream(place), Some(origin)) if !origin.is_unnamed() => Some(Checkpoint {
-                replication_id: self.replication_id(),
-                offset: self.stands.position as i64 + self.offset_shift,
-                db: place.db,
-            }),
-            // Nothing has begun: an earlier run's place is still the one to go on from.
-            (_, None) => self.setup.resume.clone(),
-            _ => None,
-        };
-        Stopped { checkpoint }
-    }
-
-    /// Of the history that the applier is in, which the link may have left already, or renamed.
-    fn replication_id(&self) -> String {
-        let begun = || self.origin.as_ref().map(|origin| origin.replication_id.clone());
-        self.reader.replication_id().or_else(begun).unwrap_or_default()
-    }
-
-    fn publish(&mut self) {
-        let spool = self.reader.gauges();
-        let replication_id = self.replication_id();
-        let numbers = &mut self.numbers;
-        numbers.keys = self.stands.keys;
-        numbers.commands = self.stands.commands;
-        numbers.batches = self.outbox.batches;
-        numbers.spool_memory = spool.memory_bytes;
-        numbers.spool_disk = spool.disk_bytes;
-        numbers.spool_full = spool.full;
-        numbers.why_full = spool.why_full;
-        numbers.replication_id = replication_id;
-        numbers.snapshot_read = self.stream_at.unwrap_or(self.base + self.at as u64);
-        numbers.phase = match (&self.stands.stage, &self.origin) {
-            (_, None) => ShardPhase::Pending,
-            (Stage::Snapshot { .. }, _) => ShardPhase::FullSync,
-            (Stage::Stream(_), _) => ShardPhase::IncrementalSync,
-        };
-        numbers.lag_bytes = spool.end.saturating_sub(self.stands.position);
-        numbers.lag_millis = match self.reader.arrived(self.stands.position) {
-            Some(arrived) if numbers.lag_bytes > 0 => unix_millis().saturating_sub(arrived),
-            _ => 0,
-        };
-        if let Stage::Stream(_) = self.stands.stage {
-            numbers.applied_offset = self.stands.position as i64 + self.offset_shift;
-            numbers.received_offset = spool.end as i64 + self.offset_shift;
-        } else {
-            numbers.applied_offset = 0;
-            numbers.received_offset = 0;
-        }
-        self.progress.numbers.send_replace(numbers.clone());
-        self.published = self.moment.now;
     }
 }
 
 /// Waits until a drain is asked for; false when nobody can ask any more.
 async fn asked(drain: &mut watch::Receiver<bool>) -> bool {
     drain.wait_for(|drain| *drain).await.is_ok()
-}
-
-/// Publishes what a command waits for, while the applier waits with it.
-fn tell(numbers: &mut Numbers, progress: &ShardProgress, why: &str) {
-    if numbers.waiting != why {
-        tracing::warn!(why, "the target makes us wait");
-        numbers.waiting = why.to_owned();
-        progress.numbers.send_replace(numbers.clone());
-    }
 }

@@ -1,16 +1,25 @@
 //! Commands that are run one by one, outside the lanes: those that met a moving slot, and those whose
 //! keys lie in several slots. Nothing is under way on the lanes meanwhile.
+//!
+//! Exactly once: every step that writes to a key of the data is one transaction with the guard of its slot.
+//! The steps of one command are told apart by numbers between its two offsets. A step whose outcome is not
+//! known, because the connection was lost, is looked up by its guard before it is sent again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::repair::{Refusal, Unit};
 use super::route::Router;
+use super::stream::Barrier;
 use crate::backoff::Backoff;
 use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
-use crate::resp::{Next, Reply, ReplyVerdict, encode_command};
+use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::{Args, Next, Reply, ReplyVerdict, encode_command};
+use crate::target::fence::{Closing, Fence, FenceError};
+use crate::target::keys::{PREFIX, Record, guard_value, parse_guard};
 
 /// Redirections of one command that are followed without a pause.
 const QUICK_REDIRECTIONS: u32 = 5;
@@ -19,8 +28,34 @@ const QUICK_REDIRECTIONS: u32 = 5;
 pub enum DirectError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Fence(FenceError),
     #[error("{address}: {text}")]
     Fatal { address: Address, text: String },
+}
+
+impl From<FenceError> for DirectError {
+    fn from(error: FenceError) -> Self {
+        match error {
+            FenceError::Connection(error) => Self::Connection(error),
+            error => Self::Fence(error),
+        }
+    }
+}
+
+/// What makes it exactly once.
+#[derive(Clone)]
+pub struct Guarding {
+    pub fence: Arc<Fence>,
+    pub history: u64,
+    /// Replication offset minus spool position.
+    pub shift: i64,
+    /// Lane and slot of each node's record.
+    pub at: Vec<(usize, u16)>,
+    /// What these are set to by a command that wipes everything.
+    pub record: Vec<u8>,
+    /// An earlier attempt may have come this way: guards are looked at first.
+    pub replaying: bool,
 }
 
 /// Connections for single commands, opened when needed.
@@ -29,9 +64,18 @@ pub struct Direct<'a> {
     router: &'a mut Router,
     /// Address of each lane.
     lanes: Vec<Address>,
-    open: HashMap<Address, (Connection, u64)>,
+    open: HashMap<Address, Open>,
+    /// Of the connection that was lost last, by address.
+    lost: HashMap<Address, u64>,
+    guarding: Option<Guarding>,
     /// What keeps a command waiting, for the status.
-    waiting: &'a mut (dyn FnMut(&str) + Send),
+    waiting: Box<dyn FnMut(&str) + Send + 'a>,
+}
+
+struct Open {
+    connection: Connection,
+    db: u64,
+    serial: u64,
 }
 
 /// Where a command goes.
@@ -46,9 +90,10 @@ impl<'a> Direct<'a> {
         dialer: &'a Dialer,
         router: &'a mut Router,
         lanes: Vec<Address>,
-        waiting: &'a mut (dyn FnMut(&str) + Send),
+        guarding: Option<Guarding>,
+        waiting: Box<dyn FnMut(&str) + Send + 'a>,
     ) -> Self {
-        Self { dialer, router, lanes, open: HashMap::new(), waiting }
+        Self { dialer, router, lanes, open: HashMap::new(), lost: HashMap::new(), guarding, waiting }
     }
 
     /// Sends a unit again until the target takes it or refuses it for good.
@@ -59,25 +104,28 @@ impl<'a> Direct<'a> {
     }
 
     /// Runs the parts of a transaction, or one emulated command, in their order.
-    pub async fn parts(&mut self, db: u64, parts: &[Part]) -> Result<Vec<Refusal>, DirectError> {
-        let mut refused = Vec::new();
-        for part in parts {
+    pub async fn parts(&mut self, barrier: &Barrier) -> Result<Vec<Refusal>, DirectError> {
+        let (db, mut refused) = (barrier.db, Vec::new());
+        let mut steps = Steps { next: barrier.from + 1, end: barrier.end };
+        for part in &barrier.parts {
             match part {
-                Part::Group { slot, commands, frames } => {
-                    let mut whole = b"*1\r\n$5\r\nMULTI\r\n".to_vec();
-                    whole.extend_from_slice(frames);
-                    whole.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
-                    let replies = self.run(Place::Slot(*slot), db, &whole, *commands as usize + 2).await?;
-                    refused.extend(refusals(&whole, &replies));
+                Part::Group { slot, frames, .. } => {
+                    refused.extend(self.step(*slot, db, frames, &mut steps).await?);
+                }
+                Part::Keyless { frame, kind: Kind::Flush, .. } if self.guarding.is_some() => {
+                    refused.extend(self.flush(db, frame, barrier.end).await?);
                 }
                 Part::Keyless { frame, kind, .. } => {
                     let everywhere = matches!(kind, Kind::Flush | Kind::Function | Kind::ScriptCache);
                     for lane in 0..if everywhere { self.lanes.len() } else { 1 } {
+                        if !self.serves(lane) {
+                            continue;
+                        }
                         let replies = self.run(Place::Lane(lane), db, frame, 1).await?;
                         refused.extend(refusals(frame, &replies));
                     }
                 }
-                Part::Emulate(emulation) => refused.extend(self.emulate(db, emulation).await?),
+                Part::Emulate(emulation) => refused.extend(self.emulate(db, emulation, &mut steps).await?),
                 Part::Impossible { why, .. } => refused.push(Refusal {
                     command: "in a transaction".to_owned(),
                     key: Vec::new(),
@@ -88,7 +136,78 @@ impl<'a> Direct<'a> {
         Ok(refused)
     }
 
-    async fn emulate(&mut self, db: u64, emulation: &Emulation) -> Result<Vec<Refusal>, DirectError> {
+    /// Commands of one slot, as a transaction; at most once where that is asked for.
+    async fn step(
+        &mut self,
+        slot: u16,
+        db: u64,
+        frames: &[u8],
+        steps: &mut Steps,
+    ) -> Result<Vec<Refusal>, DirectError> {
+        let number = steps.take();
+        if self.stands(slot, db, number).await? {
+            return Ok(Vec::new());
+        }
+        let mut whole = Vec::with_capacity(frames.len() + 128);
+        encode_command(&[b"MULTI".as_slice()], &mut whole);
+        whole.extend_from_slice(frames);
+        if let Some(guarding) = &self.guarding {
+            let key = guarding.fence.names().guard(slot);
+            let value = guard_value(guarding.history, number as i64 + guarding.shift);
+            encode_command(&[b"SET".as_slice(), &key, &value], &mut whole);
+        }
+        encode_command(&[b"EXEC".as_slice()], &mut whole);
+        let replies = self.run(Place::Slot(slot), db, &whole, count_frames(&whole)).await?;
+        Ok(refusals(&whole, &replies))
+    }
+
+    /// True when an earlier attempt has done this step.
+    async fn stands(&mut self, slot: u16, db: u64, number: u64) -> Result<bool, DirectError> {
+        let Some(guarding) = self.guarding.clone().filter(|guarding| guarding.replaying) else {
+            return Ok(false);
+        };
+        let mut read = Vec::new();
+        encode_command(&[b"GET".as_slice(), &guarding.fence.names().guard(slot)], &mut read);
+        let replies = self.run(Place::Slot(slot), db, &read, 1).await?;
+        let found = replies.first().and_then(Reply::bytes).and_then(|value| parse_guard(value));
+        let wanted = number as i64 + guarding.shift;
+        Ok(found.is_some_and(|(history, offset)| history == guarding.history && offset >= wanted))
+    }
+
+    /// FLUSHALL or FLUSHDB on every node, each with the record that it has been done.
+    async fn flush(&mut self, db: u64, frame: &[u8], end: u64) -> Result<Vec<Refusal>, DirectError> {
+        let Some(guarding) = self.guarding.clone() else { return Ok(Vec::new()) };
+        let mut refused = Vec::new();
+        let names = guarding.fence.names();
+        let epoch = guarding.fence.epoch().to_string();
+        for (lane, slot) in &guarding.at {
+            let mut read = Vec::new();
+            encode_command(&[b"GET".as_slice(), &names.at(*slot)], &mut read);
+            let replies = self.run(Place::Lane(*lane), db, &read, 1).await?;
+            let found = replies.first().and_then(Reply::bytes).and_then(|value| Record::parse(value));
+            let wanted = end as i64 + guarding.shift;
+            if found.is_some_and(|found| found.history == guarding.history && found.order() >= (true, wanted))
+            {
+                continue;
+            }
+            let mut whole = Vec::new();
+            encode_command(&[b"MULTI".as_slice()], &mut whole);
+            whole.extend_from_slice(frame);
+            encode_command(&[b"SET".as_slice(), &names.at(*slot), &guarding.record], &mut whole);
+            encode_command(&[b"SET".as_slice(), &names.epoch(*slot), epoch.as_bytes()], &mut whole);
+            encode_command(&[b"EXEC".as_slice()], &mut whole);
+            let replies = self.run(Place::Lane(*lane), db, &whole, count_frames(&whole)).await?;
+            refused.extend(refusals(&whole, &replies));
+        }
+        Ok(refused)
+    }
+
+    async fn emulate(
+        &mut self,
+        db: u64,
+        emulation: &Emulation,
+        steps: &mut Steps,
+    ) -> Result<Vec<Refusal>, DirectError> {
         let mut refused = Vec::new();
         let mut ended = false;
         for step in &emulation.steps {
@@ -98,12 +217,15 @@ impl<'a> Direct<'a> {
                 }
                 _ if ended => {}
                 Step::Run { slot, frame } => {
-                    let replies = self.run(Place::Slot(*slot), db, frame, 1).await?;
-                    let found = refusals(frame, &replies);
+                    let found = self.step(*slot, db, frame, steps).await?;
                     ended = !found.is_empty();
                     refused.extend(found);
                 }
                 Step::Carry { from_slot, read, to_slot, command } => {
+                    if self.stands(*to_slot, db, steps.next).await? {
+                        steps.take();
+                        continue;
+                    }
                     let replies = self.run(Place::Slot(*from_slot), db, read, 1).await?;
                     let found = refusals(read, &replies);
                     if let (true, Some(Reply::Bulk(Some(element)))) = (found.is_empty(), replies.first()) {
@@ -111,8 +233,7 @@ impl<'a> Direct<'a> {
                         words.push(element);
                         let mut frame = Vec::new();
                         encode_command(&words, &mut frame);
-                        let replies = self.run(Place::Slot(*to_slot), db, &frame, 1).await?;
-                        let found = refusals(&frame, &replies);
+                        let found = self.step(*to_slot, db, &frame, steps).await?;
                         // The element must not be taken away when it could not be put down.
                         ended = !found.is_empty();
                         refused.extend(found);
@@ -122,6 +243,12 @@ impl<'a> Direct<'a> {
                     refused.extend(found);
                 }
                 Step::Copy { from, to, if_missing } => {
+                    // A temporary key has another name in each attempt, and is made anew.
+                    let temporary = to.name.starts_with(PREFIX);
+                    if !temporary && self.stands(to.slot, db, steps.next).await? {
+                        steps.take();
+                        continue;
+                    }
                     let mut read = Vec::new();
                     encode_command(&[b"DUMP".as_slice(), &from.name], &mut read);
                     encode_command(&[b"PTTL".as_slice(), &from.name], &mut read);
@@ -149,8 +276,12 @@ impl<'a> Direct<'a> {
                             continue;
                         }
                     }
-                    let replies = self.run(Place::Slot(to.slot), db, &write, 1).await?;
-                    let found = refusals(&write, &replies);
+                    let found = if temporary {
+                        let replies = self.run(Place::Slot(to.slot), db, &write, 1).await?;
+                        refusals(&write, &replies)
+                    } else {
+                        self.step(to.slot, db, &write, steps).await?
+                    };
                     ended = !found.is_empty();
                     refused.extend(found);
                 }
@@ -170,22 +301,31 @@ impl<'a> Direct<'a> {
         let mut backoff = Backoff::default();
         let mut redirections = 0;
         let mut ask: Option<Address> = None;
+        let guard = self.guarding.as_ref().and_then(|_| guard_in(frames));
+        // Sent, and not answered: it may stand.
+        let mut uncertain = false;
         loop {
             let address = match ask.take() {
                 Some(address) => (address, true),
                 None => (self.address(place), false),
             };
             let (address, asking) = address;
-            let replies = match self.try_once(&address, db, frames, count, asking).await {
-                Ok(replies) => replies,
-                Err(error) if error.is_transient() => {
-                    self.open.remove(&address);
+            let unless = guard.as_ref().filter(|_| uncertain);
+            let replies = match self.try_once(&address, db, (frames, count), unless, asking).await {
+                Ok(Some(replies)) => replies,
+                // It stands; what it answered is lost.
+                Ok(None) => return Ok(Vec::new()),
+                Err(DirectError::Connection(error)) if error.is_transient() => {
+                    uncertain = true;
+                    if let Some(open) = self.open.remove(&address) {
+                        self.lost.insert(address.clone(), open.serial);
+                    }
                     (self.waiting)(&error.to_string());
                     backoff.wait().await;
                     self.refresh().await;
                     continue;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
             let verdict = replies.iter().find_map(|reply| match reply {
                 Reply::Error(text) => Some((ReplyVerdict::of(text), text)),
@@ -223,24 +363,35 @@ impl<'a> Direct<'a> {
         }
     }
 
+    /// `None`: the guard in `unless` says that it stands.
     async fn try_once(
         &mut self,
         address: &Address,
         db: u64,
-        frames: &[u8],
-        count: usize,
+        (frames, count): (&[u8], usize),
+        unless: Option<&Guard>,
         asking: bool,
-    ) -> Result<Vec<Reply>, ConnectionError> {
+    ) -> Result<Option<Vec<Reply>>, DirectError> {
         if !self.open.contains_key(address) {
-            let connection = self.dialer.connect(address).await?;
-            self.open.insert(address.clone(), (connection, 0));
+            let open = self.connect(address).await?;
+            self.open.insert(address.clone(), open);
         }
-        let Some((connection, current)) = self.open.get_mut(address) else {
-            return Err(ConnectionError::Closed { address: address.clone() });
+        let Some(Open { connection, db: current, .. }) = self.open.get_mut(address) else {
+            return Err(ConnectionError::Closed { address: address.clone() }.into());
         };
         if *current != db {
             connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
             *current = db;
+        }
+        if let Some(Guard { key, value: (history, offset) }) = unless {
+            if asking {
+                connection.query(&[b"ASKING"]).await?;
+            }
+            let found = connection.call(&[b"GET", key]).await?;
+            let found = found.bytes().and_then(|value| parse_guard(value));
+            if found.is_some_and(|found| found.0 == *history && found.1 >= *offset) {
+                return Ok(None);
+            }
         }
         if asking {
             connection.queue(&[b"ASKING"]);
@@ -254,7 +405,39 @@ impl<'a> Direct<'a> {
         for _ in 0..count {
             replies.push(connection.receive().await?);
         }
-        Ok(replies)
+        Ok(Some(replies))
+    }
+
+    async fn connect(&mut self, address: &Address) -> Result<Open, DirectError> {
+        let Some(guarding) = &self.guarding else {
+            let connection = self.dialer.connect(address).await?;
+            return Ok(Open { connection, db: 0, serial: 0 });
+        };
+        let fence = &guarding.fence;
+        let serial = fence.floor();
+        let slot = match &*self.router {
+            Router::Slots(map) => {
+                map.number_of(address).and_then(|number| map.slots_of(number).iter().next())
+            }
+            Router::Single => Some(0),
+        };
+        let connection = match slot {
+            Some(slot) => {
+                // What was lost may still be on its way there.
+                let closing = self.lost.remove(address).map_or(Closing::None, Closing::Only);
+                fence.connect(self.dialer, &(address.clone(), slot), closing).await?
+            }
+            None => fence.open(self.dialer, address).await?,
+        };
+        Ok(Open { connection, db: 0, serial })
+    }
+
+    /// A node without slots takes nothing.
+    fn serves(&self, lane: usize) -> bool {
+        match &*self.router {
+            Router::Slots(map) => !map.slots_of(lane).is_empty(),
+            Router::Single => true,
+        }
     }
 
     fn address(&self, place: Place) -> Address {
@@ -287,6 +470,55 @@ impl<'a> Direct<'a> {
 /// Redirections may leave the host out: it is the one that was asked.
 fn or_host(address: &Address, asked: &Address) -> Address {
     address.clone().or_host_of(asked)
+}
+
+/// Numbers for the steps of one command, all between its two offsets.
+struct Steps {
+    next: u64,
+    end: u64,
+}
+
+impl Steps {
+    fn take(&mut self) -> u64 {
+        let number = self.next;
+        // A frame has more bytes than steps; should it not, the last of them share a number.
+        self.next = (self.next + 1).min(self.end);
+        number
+    }
+}
+
+/// The guard that a transaction sets: key, history and offset.
+struct Guard {
+    key: Vec<u8>,
+    value: (u64, i64),
+}
+
+fn guard_in(frames: &[u8]) -> Option<Guard> {
+    let mut found = None;
+    each(frames, |args| {
+        let key = args.arg(1).filter(|key| key.starts_with(PREFIX) && key.ends_with(b":guard"));
+        if let (true, Some(key), Some(value)) =
+            (args.name() == b"SET", key, args.arg(2).and_then(parse_guard))
+        {
+            found = Some(Guard { key: key.to_vec(), value });
+        }
+    });
+    found
+}
+
+fn count_frames(frames: &[u8]) -> usize {
+    let mut count = 0;
+    each(frames, |_| count += 1);
+    count
+}
+
+fn each(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
+    let (mut spans, mut at) = (Vec::new(), 0);
+    while let Some(rest) = frames.get(at..).filter(|rest| !rest.is_empty()) {
+        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { return };
+        visit(&Args { frame: rest, spans: &spans });
+        at += length;
+    }
 }
 
 fn refusals(frames: &[u8], replies: &[Reply]) -> Vec<Refusal> {

@@ -35,9 +35,14 @@ impl Pair {
     fn setup(&self) -> WorkerSetup {
         let version = ServerVersion { flavor: Flavor::Redis, major: 7, minor: 0, patch: 15 };
         WorkerSetup {
+            uid: "u".to_owned(),
+            lineage: "0".to_owned(),
+            exactly_once: false,
             shard: "s".to_owned(),
             file_name: "s".to_owned(),
             source: self.source.address.clone(),
+            source_shard: None,
+            prefer_replica: false,
             source_dialer: Dialer::new(self.source.access(), "from"),
             psync_command: "PSYNC".to_owned(),
             allow_full_resync: true,
@@ -48,6 +53,7 @@ impl Pair {
             existing_keys: ExistingKeys::Fail,
             database_map: BTreeMap::new(),
             sole_source: true,
+            slots: None,
             lane: LaneLimits { commands: 64, bytes: 64 << 10 },
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {
@@ -59,6 +65,7 @@ impl Pair {
             max_quarantined: 0,
             resume: None,
             restarted: false,
+            anew: false,
             own_keys: false,
         }
     }
@@ -150,7 +157,7 @@ async fn a_snapshot_that_is_replayed_does_not_win_over_the_stream() {
 
     let progress = ShardProgress::new();
     let (acknowledge, _acknowledged) = watch::channel(Acknowledged::default());
-    let mut applier = Applier::new(setup, Router::Single, reader, acknowledge, Arc::clone(&progress));
+    let mut applier = Applier::new(setup, Router::Single, reader, acknowledge, Arc::clone(&progress), None);
     let (_drain, asked) = watch::channel(false);
     let applying = tokio::spawn(async move { applier.run(asked).await });
     let mut target = pair.target.connect().await;

@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 
 use crate::resp::{array_header, bulk};
+use crate::slot::SLOT_COUNT;
+use crate::target::chain;
+use crate::target::keys::{KeyNames, guard_value};
 use crate::target::lane::{Batch, Exception, Lane, LaneError, LaneReport};
 
 /// A lane's batch is sent when it holds this much.
@@ -28,6 +31,10 @@ pub struct Pending {
     db: Option<u64>,
     /// The same before the first of them.
     first_db: Option<u64>,
+    /// Of a chained batch: how many of the commands come before the first of the stream.
+    head: u32,
+    /// The batch does away with the chain's tokens.
+    unchains: bool,
 }
 
 impl Pending {
@@ -86,8 +93,64 @@ struct Slot {
     applied_to: u64,
     /// Units that end here or before were applied by an earlier attempt.
     skip_to: u64,
+    /// Answers are looked at even when nothing is wrong with them: something before them is.
+    held: bool,
     /// Batches up to this one belong to a history that is over: only that they are answered matters.
     void_to: u64,
+}
+
+/// What is kept in the target beside the data, with `delivery: ExactlyOnce`.
+#[derive(Debug)]
+pub struct Kept {
+    pub names: KeyNames,
+    /// The full sync that all of it belongs to.
+    pub history: u64,
+    /// Replication offset minus spool position.
+    pub shift: i64,
+    at: Vec<u8>,
+    chain: Vec<u8>,
+    /// Key and value.
+    epoch: (Vec<u8>, Vec<u8>),
+    /// Batches go out as a chain: the stream to a single server.
+    chained: bool,
+    /// Units of a slot that end here or before were applied by an earlier attempt; empty: none were.
+    guards: Vec<u64>,
+    /// No guard lies behind this position.
+    guarded_to: u64,
+}
+
+impl Kept {
+    pub fn new(names: KeyNames, epoch: u64, history: u64) -> Self {
+        let (at, chain) = (names.at(0), names.chain());
+        let epoch = (names.epoch(0), epoch.to_string().into_bytes());
+        let guards = Vec::new();
+        Self { names, history, shift: 0, at, chain, epoch, chained: false, guards, guarded_to: 0 }
+    }
+
+    /// `guards`: slot, history and offset, as they were found on the target.
+    pub fn set_guards(&mut self, guards: &[(u16, u64, i64)]) {
+        self.guards.clear();
+        self.guarded_to = 0;
+        for &(slot, history, offset) in guards {
+            let position = u64::try_from(offset.saturating_sub(self.shift)).unwrap_or_default();
+            if history != self.history || position == 0 || slot >= SLOT_COUNT {
+                continue;
+            }
+            self.guards.resize(usize::from(SLOT_COUNT), 0);
+            if let Some(guard) = self.guards.get_mut(usize::from(slot)) {
+                *guard = position.max(*guard);
+            }
+            self.guarded_to = self.guarded_to.max(position);
+        }
+    }
+
+    fn is_guarded(&self, slot: u16, end: u64) -> bool {
+        end <= self.guarded_to && self.guards.get(usize::from(slot)).is_some_and(|guard| end <= *guard)
+    }
+
+    pub fn offset(&self, position: u64) -> i64 {
+        position as i64 + self.shift
+    }
 }
 
 struct Mark<S> {
@@ -125,6 +188,8 @@ pub struct Outbox<S> {
     /// The first lane whose pending commands fill a batch.
     full: Option<usize>,
     pub batches: u64,
+    /// `None`: nothing is kept in the target.
+    pub kept: Option<Kept>,
 }
 
 impl<S> Outbox<S> {
@@ -140,6 +205,7 @@ impl<S> Outbox<S> {
             batch_commands: u32::try_from(pipeline_commands / 4).unwrap_or(u32::MAX).max(1),
             full: None,
             batches: 0,
+            kept: None,
         }
     }
 
@@ -155,6 +221,13 @@ impl<S> Outbox<S> {
         self.slots.len()
     }
 
+    /// Makes room for so many lanes; they are not open by that.
+    pub fn reserve_lanes(&mut self, lanes: usize) {
+        if self.slots.len() < lanes {
+            self.slots.resize_with(lanes, Slot::default);
+        }
+    }
+
     /// Puts a lane in place; what an earlier one at this index left behind is forgotten.
     pub fn set_lane(&mut self, index: usize, lane: Lane) {
         while self.slots.len() <= index {
@@ -167,8 +240,93 @@ impl<S> Outbox<S> {
         }
     }
 
+    /// Where the commands of a lane gather; in front of the first of a chained batch stands what chains it.
+    #[inline]
     pub fn pending(&mut self, lane: usize) -> Option<&mut Pending> {
-        self.slots.get_mut(lane).map(|slot| &mut slot.pending)
+        let slot = self.slots.get_mut(lane)?;
+        if slot.pending.commands == 0
+            && let Some(kept) = self.kept.as_ref().filter(|kept| kept.chained)
+        {
+            let pending = &mut slot.pending;
+            pending.head = chain::open(&kept.chain, slot.last_sequence + 1, pending.db, &mut pending.bytes);
+            pending.commands = pending.head;
+            pending.db = pending.db.or(Some(chain::DATABASE));
+        }
+        Some(&mut slot.pending)
+    }
+
+    /// True while batches take effect in order or not at all.
+    pub fn is_chained(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.chained)
+    }
+
+    /// From now on batches are chained; `begin` and `rewind` end that. Nothing may be pending. The tokens
+    /// go out as a batch of their own, which has to be answered before the next.
+    pub fn start_chain(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        kept.chained = true;
+        for slot in &mut self.slots {
+            let pending = &mut slot.pending;
+            pending.select(chain::DATABASE);
+            pending.commands += chain::seed(&kept.chain, slot.last_sequence + 2, &mut pending.bytes);
+        }
+    }
+
+    /// The lane's batch does away with the chain's tokens (FLUSHALL, SWAPDB): it puts them back itself.
+    pub fn unchains(&mut self, lane: usize) {
+        if let Some(slot) = self.slots.get_mut(lane) {
+            slot.pending.unchains = true;
+        }
+    }
+
+    /// Appends one unit of the stream, `count` commands that end at spool position `end`. With `guard`,
+    /// the unit's slot, it is applied once however often it is sent: in one transaction with its guard.
+    pub fn append(
+        &mut self,
+        lane: usize,
+        db: u64,
+        (frames, count): (&[u8], u32),
+        guard: Option<u16>,
+        end: u64,
+    ) {
+        let guard = guard.and_then(|slot| {
+            let kept = self.kept.as_ref()?;
+            Some((kept.names.guard(slot), guard_value(kept.history, kept.offset(end))))
+        });
+        let Some(pending) = self.pending(lane) else { return };
+        pending.select(db);
+        match guard {
+            None => pending.commands(count).extend_from_slice(frames),
+            Some((key, value)) => {
+                let out = pending.commands(count + 3);
+                out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+                out.extend_from_slice(frames);
+                array_header(3, out);
+                for word in [b"SET".as_slice(), &key, &value] {
+                    bulk(word, out);
+                }
+                out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+            }
+        }
+        self.note(lane);
+    }
+
+    /// Appends how far this shard has come on the lane's node, under the name for `slot`.
+    pub fn append_record(&mut self, lane: usize, slot: u16, record: &[u8]) {
+        let Some(key) = self.kept.as_ref().map(|kept| kept.names.at(slot)) else { return };
+        let Some(pending) = self.slots.get_mut(lane).map(|slot| &mut slot.pending) else { return };
+        if pending.db.is_none() {
+            pending.select(0);
+        }
+        let out = pending.command();
+        array_header(3, out);
+        for word in [b"SET".as_slice(), &key, record] {
+            bulk(word, out);
+        }
+    }
+
+    pub fn has_lane(&self, lane: usize) -> bool {
+        self.slots.get(lane).is_some_and(|slot| slot.lane.is_some())
     }
 
     /// To be called after units were appended; cheap.
@@ -186,8 +344,9 @@ impl<S> Outbox<S> {
     }
 
     /// True when this lane had the unit that ends at `end` applied before the last replay began.
-    pub fn is_applied(&self, lane: usize, end: u64) -> bool {
-        self.slots.get(lane).is_some_and(|slot| end <= slot.skip_to)
+    pub fn is_applied(&self, lane: usize, slot: Option<u16>, end: u64) -> bool {
+        self.slots.get(lane).is_some_and(|lane| end <= lane.skip_to)
+            || slot.zip(self.kept.as_ref()).is_some_and(|(slot, kept)| kept.is_guarded(slot, end))
     }
 
     pub fn has_pending(&self) -> bool {
@@ -203,8 +362,9 @@ impl<S> Outbox<S> {
         self.slots.iter().all(|slot| slot.unanswered < 2)
     }
 
-    /// Takes the pending commands of `lane` as a batch; `end`: spool position behind its last unit.
-    pub fn take_batch(&mut self, lane: usize, end: u64) -> Option<Batch> {
+    /// Takes the pending commands of `lane` as a batch; `end`: spool position behind its last unit;
+    /// `record`: what a chained batch leaves under `at`.
+    pub fn take_batch(&mut self, lane: usize, end: u64, record: &[u8]) -> Option<Batch> {
         if self.full == Some(lane) {
             self.full = None;
         }
@@ -218,10 +378,19 @@ impl<S> Outbox<S> {
         slot.sent.push_back(Sent { sequence, end, done: false });
         slot.unanswered += 1;
         let pending = &mut slot.pending;
+        // The batch that brings the tokens has no head.
+        if let Some(kept) = self.kept.as_ref().filter(|_| pending.head > 0) {
+            let (epoch, value) = &kept.epoch;
+            let again = std::mem::take(&mut pending.unchains).then_some((epoch.as_slice(), value.as_slice()));
+            let record = (kept.at.as_slice(), record);
+            pending.commands +=
+                chain::close(&kept.chain, sequence, record, pending.db, again, &mut pending.bytes);
+        }
+        let head = std::mem::take(&mut pending.head);
         let commands = std::mem::take(&mut pending.commands);
         let db = std::mem::replace(&mut pending.first_db, pending.db);
         self.batches += 1;
-        Some(Batch { bytes: std::mem::replace(&mut pending.bytes, free), commands, sequence, db })
+        Some(Batch { bytes: std::mem::replace(&mut pending.bytes, free), commands, sequence, db, head })
     }
 
     /// Hands a batch to its lane, and meanwhile takes reports, as lanes wait until theirs are taken.
@@ -273,7 +442,8 @@ impl<S> Outbox<S> {
                     slot.unanswered = slot.unanswered.saturating_sub(1);
                 }
                 let void = self.slots.get(lane).is_some_and(|slot| batch.sequence <= slot.void_to);
-                if exceptions.is_empty() || void {
+                let held = self.slots.get(lane).is_some_and(|slot| slot.held);
+                if void || (exceptions.is_empty() && !held) {
                     self.answered(lane, batch);
                     Heard::Fine
                 } else {
@@ -287,6 +457,17 @@ impl<S> Outbox<S> {
                 Heard::Lost { lane, error }
             }
         }
+    }
+
+    /// From now on every answer of this lane comes as [`Heard::Trouble`].
+    pub fn hold(&mut self, lane: usize, held: bool) {
+        if let Some(slot) = self.slots.get_mut(lane) {
+            slot.held = held;
+        }
+    }
+
+    pub fn holds(&self, lane: usize) -> bool {
+        self.slots.get(lane).is_some_and(|slot| slot.held)
     }
 
     /// The batch stands on the target, or what does not was set aside.
@@ -338,11 +519,15 @@ impl<S> Outbox<S> {
         (self.reporter, self.reports) = mpsc::channel(REPORTS);
         for slot in &mut self.slots {
             slot.lane = None;
+            slot.held = false;
             slot.pending = Pending::default();
             slot.sent.clear();
             slot.unanswered = 0;
             slot.answered = slot.last_sequence;
             slot.skip_to = if keep_applied { slot.applied_to } else { 0 };
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.chained = false;
         }
     }
 
@@ -356,13 +541,17 @@ impl<S> Outbox<S> {
         self.marks.clear();
         self.full = None;
         for slot in &mut self.slots {
-            slot.pending = Pending { db: slot.pending.first_db, ..Pending::default() };
-            slot.pending.first_db = slot.pending.db;
+            let db = slot.pending.first_db;
+            slot.pending = Pending { db, first_db: db, ..Pending::default() };
             slot.applied_to = 0;
             slot.skip_to = 0;
             slot.void_to = slot.last_sequence;
             // Their places are of the old history and say nothing about the new one.
             slot.sent.iter_mut().for_each(|sent| sent.end = 0);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.chained = false;
+            kept.set_guards(&[]);
         }
     }
 }
@@ -379,7 +568,7 @@ mod tests {
     /// One command for `lane`, as a batch that ends at `end`.
     fn sent(outbox: &mut Outbox<&'static str>, lane: usize, end: u64) -> Batch {
         outbox.pending(lane).unwrap().command().extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
-        outbox.take_batch(lane, end).unwrap()
+        outbox.take_batch(lane, end, b"").unwrap()
     }
 
     fn answer(lane: usize, batch: Batch) -> LaneReport {
@@ -388,7 +577,7 @@ mod tests {
 
     fn moved(lane: usize, batch: Batch) -> LaneReport {
         let kind = ExceptionKind::Error(b"MOVED 1 127.0.0.1:1".to_vec());
-        LaneReport::Answered { lane, batch, exceptions: vec![Exception { index: 0, kind }] }
+        LaneReport::Answered { lane, batch, exceptions: vec![Exception { index: 0, element: None, kind }] }
     }
 
     #[test]
@@ -417,8 +606,8 @@ mod tests {
         let new = sent(&mut outbox, 0, 50);
         outbox.hear(answer(0, new));
         outbox.rewind(true);
-        assert!(outbox.is_applied(0, 50));
-        assert!(!outbox.is_applied(0, 51));
+        assert!(outbox.is_applied(0, None, 50));
+        assert!(!outbox.is_applied(0, None, 51));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Unit {
     /// The slot of its keys, when they have one.
     pub slot: Option<u16>,
     pub frames: Vec<u8>,
+    /// Where it starts in its batch.
+    pub at: usize,
     pub replies: usize,
     /// What the target said.
     pub error: String,
@@ -34,6 +36,8 @@ pub struct Refusal {
 pub struct Findings {
     pub retry: Vec<Unit>,
     pub refused: Vec<Refusal>,
+    /// Where each of them starts in the batch.
+    pub refused_at: Vec<usize>,
     /// Keys that the target already had: with `existingKeys: Fail` the first ends the migration.
     pub existing: Vec<Vec<u8>>,
     pub fatal: Option<Fatal>,
@@ -57,9 +61,9 @@ pub struct Reading {
     pub replay: bool,
 }
 
-struct Command<'a> {
-    args: Vec<&'a [u8]>,
-    range: Range<usize>,
+pub(super) struct Command<'a> {
+    pub args: Vec<&'a [u8]>,
+    pub range: Range<usize>,
     db: Option<u64>,
 }
 
@@ -106,6 +110,10 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                 let db = String::from_utf8_lossy(&key).into_owned();
                 findings.fatal.get_or_insert(Fatal::NoDatabase { db, error });
             }
+            // An earlier attempt may have come further: what follows puts it right.
+            Next::Quarantine if reading.replay && !reading.snapshot && depends_on_data(&verdict) => {
+                tracing::debug!(error, "while replaying");
+            }
             Next::Quarantine => {
                 // Inside a transaction a queue-time refusal aborts all of it, which EXEC then says again.
                 if group.is_some() {
@@ -117,17 +125,94 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                         done = unit.end;
                         for command in commands.get(unit.start + 1..unit.end - 1).unwrap_or_default() {
                             findings.refused.push(refusal(command, &error));
+                            findings.refused_at.push(command.range.start);
                         }
                         continue;
                     }
                 }
                 if !expired_in_staging(command, &error) {
                     findings.refused.push(refusal(command, &error));
+                    findings.refused_at.push(command.range.start);
                 }
             }
         }
     }
     findings
+}
+
+/// What became of a chained batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChainedBatch {
+    /// All of it stands, but for commands that the target did not take.
+    Applied {
+        refused: Vec<Refusal>,
+        fatal: Option<Fatal>,
+    },
+    /// Nothing of it stands; it may be sent again.
+    Later(String),
+    /// Nothing of it stands, because the batch before it does not.
+    Behind,
+    /// Nothing of it stands, and it will not as it is: the target does not take these commands.
+    Refused(Vec<Refusal>),
+    Fatal(Fatal),
+}
+
+/// Reads the answers to a chained batch, whose transaction starts at `trouble.batch.head`.
+pub fn examine_chained(trouble: &Trouble) -> ChainedBatch {
+    let commands = commands(&trouble.batch.bytes, trouble.batch.db);
+    let head = trouble.batch.head as usize;
+    let exec = commands.len().saturating_sub(1);
+    let (mut refused, mut failed, mut aborted, mut fatal) = (Vec::new(), Vec::new(), None, None);
+    for exception in &trouble.exceptions {
+        let index = exception.index as usize;
+        let text = match &exception.kind {
+            ExceptionKind::Nil if index == exec => {
+                aborted.get_or_insert(Vec::new());
+                continue;
+            }
+            ExceptionKind::Nil => continue,
+            ExceptionKind::Error(text) => text,
+        };
+        let error = String::from_utf8_lossy(text).into_owned();
+        let Some(element) = exception.element else {
+            if index == exec {
+                aborted = Some(text.clone());
+            } else if let Some(command) = commands.get(index) {
+                match ReplyVerdict::of(text).next() {
+                    Next::Fail => return ChainedBatch::Fatal(Fatal::Denied(error)),
+                    Next::Quarantine if index >= head => failed.push(refusal(command, &error)),
+                    _ => return ChainedBatch::Later(error),
+                }
+            }
+            continue;
+        };
+        // Inside EXEC's reply: this one failed, the others stand.
+        if let Some(command) = commands.get(head + element as usize) {
+            if is(command, b"SELECT") {
+                let db =
+                    String::from_utf8_lossy(command.args.get(1).copied().unwrap_or_default()).into_owned();
+                fatal.get_or_insert(Fatal::NoDatabase { db, error });
+            } else if ReplyVerdict::of(text) == ReplyVerdict::Auth {
+                fatal.get_or_insert(Fatal::Denied(error));
+            } else {
+                refused.push(refusal(command, &error));
+            }
+        }
+    }
+    match aborted {
+        None => ChainedBatch::Applied { refused, fatal },
+        Some(_) if !failed.is_empty() => ChainedBatch::Refused(failed),
+        Some(text) if text.is_empty() => ChainedBatch::Behind,
+        Some(text) => {
+            // "EXECABORT Transaction discarded because of: OOM …"
+            let cause = memchr::memmem::find(&text, b"because of: ").and_then(|at| text.get(at + 12..));
+            let error = String::from_utf8_lossy(&text).into_owned();
+            match ReplyVerdict::of(cause.unwrap_or(&text)).next() {
+                Next::Fail => ChainedBatch::Fatal(Fatal::Denied(error)),
+                _ => ChainedBatch::Later(error),
+            }
+        }
+    }
 }
 
 /// A large value whose time was over before it got its name: it is to be gone.
@@ -137,7 +222,12 @@ fn expired_in_staging(command: &Command<'_>, error: &str) -> bool {
         && error.contains("no such key")
 }
 
-fn is_stage(key: &[u8]) -> bool {
+/// Errors that tell of the data, not of the command.
+pub(super) fn depends_on_data(verdict: &ReplyVerdict) -> bool {
+    matches!(verdict, ReplyVerdict::WrongType | ReplyVerdict::BusyKey | ReplyVerdict::Other)
+}
+
+pub(super) fn is_stage(key: &[u8]) -> bool {
     key.starts_with(b"redis-migration:")
 }
 
@@ -157,7 +247,12 @@ fn refusal(command: &Command<'_>, error: &str) -> Refusal {
     }
 }
 
-fn unit_of(trouble: &Trouble, commands: &[Command<'_>], unit: &Range<usize>, error: String) -> Unit {
+pub(super) fn unit_of(
+    trouble: &Trouble,
+    commands: &[Command<'_>],
+    unit: &Range<usize>,
+    error: String,
+) -> Unit {
     let parts = commands.get(unit.clone()).unwrap_or_default();
     let start = parts.first().map_or(0, |command| command.range.start);
     let end = parts.last().map_or(start, |command| command.range.end);
@@ -166,6 +261,7 @@ fn unit_of(trouble: &Trouble, commands: &[Command<'_>], unit: &Range<usize>, err
         db: parts.first().and_then(|command| command.db),
         slot: parts.iter().find_map(|command| slot_of(command, &trouble.batch.bytes)),
         frames: trouble.batch.bytes.get(start..end).unwrap_or_default().to_vec(),
+        at: start,
         replies: parts.len(),
         error,
     }
@@ -182,7 +278,7 @@ fn slot_of(command: &Command<'_>, bytes: &[u8]) -> Option<u16> {
     }
 }
 
-fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
+pub(super) fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
     let mut found: Vec<Command<'_>> = Vec::new();
     let mut spans = Vec::new();
     let mut at = 0;
@@ -201,12 +297,12 @@ fn commands(bytes: &[u8], mut db: Option<u64>) -> Vec<Command<'_>> {
     found
 }
 
-fn is(command: &Command<'_>, name: &[u8]) -> bool {
+pub(super) fn is(command: &Command<'_>, name: &[u8]) -> bool {
     command.args.first().is_some_and(|found| found.eq_ignore_ascii_case(name))
 }
 
 /// The MULTI … EXEC that `index` lies in.
-fn transaction_around(commands: &[Command<'_>], index: usize) -> Option<Range<usize>> {
+pub(super) fn transaction_around(commands: &[Command<'_>], index: usize) -> Option<Range<usize>> {
     let before = commands.get(..=index)?;
     let start = before.iter().rposition(|command| is(command, b"MULTI"))?;
     let length = commands.get(start..)?.iter().position(|command| is(command, b"EXEC"))?;
@@ -226,9 +322,13 @@ mod tests {
         commands.iter().for_each(|command| encode_command(command, &mut bytes));
         let exceptions = errors
             .iter()
-            .map(|&(index, text)| Exception { index, kind: ExceptionKind::Error(text.as_bytes().to_vec()) })
+            .map(|&(index, text)| Exception {
+                index,
+                element: None,
+                kind: ExceptionKind::Error(text.as_bytes().to_vec()),
+            })
             .collect();
-        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0) };
+        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0), head: 0 };
         Trouble { lane: 2, batch, exceptions }
     }
 
@@ -293,7 +393,7 @@ mod tests {
     fn a_large_value_that_met_a_key_is_told_by_that_key() {
         let stage = "redis-migration:{a}:load:s";
         let mut met = trouble(&[&["RENAMENX", stage, "k"], &["SET", stage, "", "NX"], &["DEL", stage]], &[]);
-        met.exceptions.push(Exception { index: 1, kind: ExceptionKind::Nil });
+        met.exceptions.push(Exception { index: 1, element: None, kind: ExceptionKind::Nil });
         let snapshot = Reading { snapshot: true, ..READING };
         assert_eq!(examine(&met, snapshot).existing, [b"k".to_vec()]);
         let expired = trouble(&[&["RENAMENX", stage, "k"]], &[(0, "ERR no such key")]);

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use super::outbox::Outbox;
 use super::route::Router;
 use crate::command::{
-    Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, database_args,
-    group_transaction, lookup, may_rewrite, rewrite, route, split,
+    Class, Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
+    database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
 };
 use crate::resp::frame::{Parsed, parse_frame};
-use crate::resp::{Args, Span, array_header, bulk};
+use crate::resp::{Args, Span, array_header, bulk, encode_command};
 use crate::version::ServerVersion;
 
 /// A source transaction larger than this loses its atomicity rather than our memory.
@@ -54,6 +54,53 @@ pub struct Barrier {
     pub parts: Vec<Part>,
     /// Commands of the source in it.
     pub commands: u32,
+    /// Spool positions before and behind it.
+    pub from: u64,
+    pub end: u64,
+}
+
+/// Where commands go, and what they are measured by.
+pub struct Onward<'a, S> {
+    pub rules: &'a StreamRules,
+    pub router: &'a Router,
+    pub outbox: &'a mut Outbox<S>,
+    pub moment: Moment,
+    /// Spool position behind the command at hand.
+    pub end: u64,
+}
+
+impl<S> Onward<'_, S> {
+    fn target_db(&self, db: u64) -> u64 {
+        self.rules.database_map.get(&db).copied().unwrap_or(db)
+    }
+
+    /// One unit for a slot of a cluster. `guarded`: it must not be applied twice.
+    fn send_slot(&mut self, slot: u16, db: u64, frames: &[u8], count: u32, guarded: bool) {
+        let lane = self.router.lane_of_slot(slot);
+        if !self.outbox.is_applied(lane, Some(slot), self.end) {
+            self.outbox.append(lane, db, (frames, count), guarded.then_some(slot), self.end);
+        }
+    }
+
+    /// To one lane, no matter which slot.
+    fn send_lane(&mut self, lane: usize, db: u64, frames: &[u8], count: u32) {
+        if !self.outbox.is_applied(lane, None, self.end) {
+            self.outbox.append(lane, db, (frames, count), None, self.end);
+        }
+    }
+
+    fn send_everywhere(&mut self, db: u64, frame: &[u8]) {
+        for lane in 0..self.outbox.lanes() {
+            if self.outbox.has_lane(lane) {
+                self.send_lane(lane, db, frame, 1);
+            }
+        }
+    }
+
+    /// Units are applied exactly once, on whatever target.
+    fn exactly_once(&self) -> bool {
+        self.outbox.kept.is_some()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +123,8 @@ struct Transaction {
     cut: bool,
     /// The source's database before it.
     db: u64,
+    /// Spool position before its MULTI.
+    from: u64,
 }
 
 /// What is the same for all commands of a block.
@@ -96,23 +145,15 @@ impl Stream {
         self.transaction.is_some()
     }
 
-    /// False where a batch for a single target would hold a MULTI without its EXEC.
+    /// False where a batch for a single target would hold a part of a transaction.
     pub fn may_part(&self) -> bool {
         self.transaction.as_ref().is_none_or(|transaction| transaction.cut)
     }
 
-    /// Takes one command. `end`: spool position behind it.
-    pub fn take<S>(
-        &mut self,
-        args: &Args<'_>,
-        end: u64,
-        moment: Moment,
-        rules: &StreamRules,
-        router: &Router,
-        outbox: &mut Outbox<S>,
-    ) -> Taken {
-        let known = lookup(args.name()).or_else(|| rules.dynamic.lookup(args));
-        let Some(spec) = known else { return self.unknown(args, end, rules, router, outbox) };
+    /// Takes one command.
+    pub fn take<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        let known = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(args));
+        let Some(spec) = known else { return self.unknown(args, to) };
         match spec.kind {
             Kind::Noise => return Taken::Done { commands: 0 },
             Kind::Select => {
@@ -122,38 +163,43 @@ impl Stream {
                 return Taken::Done { commands: 0 };
             }
             Kind::Multi => {
-                self.transaction = Some(Transaction { db: self.place.db, ..Transaction::default() });
-                if !router.is_cluster() {
-                    self.pass(args.frame, 1, end, rules, outbox);
+                let from = to.end.saturating_sub(args.frame.len() as u64);
+                self.transaction = Some(Transaction { db: self.place.db, from, ..Transaction::default() });
+                // A batch is a transaction already where nothing may be applied twice.
+                if !to.router.is_cluster() && !to.exactly_once() {
+                    self.pass(args.frame, 1, to);
                 }
                 return Taken::Done { commands: 0 };
             }
-            Kind::Exec => return self.exec(args, end, rules, router, outbox),
+            Kind::Exec => return self.exec(args, to),
             Kind::TopologyChange => {
                 let why = "slots moved on the source: the keys that moved are not followed yet";
                 return refused(args, why);
             }
-            Kind::Flush if !rules.sole_source => {
+            Kind::Flush if !to.rules.sole_source => {
                 return refused(args, "other sources feed this target too, and their keys must stay");
             }
-            Kind::SwapDb | Kind::Move if router.is_cluster() => {
+            Kind::SwapDb | Kind::Move if to.router.is_cluster() => {
                 return refused(args, "a cluster has one database");
+            }
+            Kind::Flush | Kind::SwapDb if to.exactly_once() && !to.router.is_cluster() => {
+                to.outbox.unchains(0)
             }
             _ => {}
         }
-        let replaced = self.rewritten(spec, args, moment, rules);
+        let replaced = self.rewritten(spec, args, to.moment, to.rules);
         let taken = match replaced {
             Some(0) => Taken::Done { commands: 0 },
             Some(count) => {
                 let frames = std::mem::take(&mut self.scratch);
-                let taken = self.forward_all(spec, (&frames, count), end, rules, router, outbox);
+                let taken = self.forward_all(spec, (&frames, count), to);
                 self.scratch = frames;
                 taken
             }
-            None => self.forward(spec, args, end, rules, router, outbox),
+            None => self.forward(spec, args, to),
         };
-        if router.is_cluster() && spec.kind == Kind::Script {
-            self.load_everywhere(args, router, outbox);
+        if to.router.is_cluster() && spec.kind == Kind::Script {
+            self.load_everywhere(args, to);
         }
         taken
     }
@@ -205,23 +251,29 @@ impl Stream {
         true
     }
 
+    /// What one command of the source became.
     fn forward_all<S>(
         &mut self,
         spec: &CommandSpec,
         (frames, count): (&[u8], u32),
-        end: u64,
-        rules: &StreamRules,
-        router: &Router,
-        outbox: &mut Outbox<S>,
+        to: &mut Onward<'_, S>,
     ) -> Taken {
-        if !router.is_cluster() {
-            self.pass(frames, count, end, rules, outbox);
+        if !to.router.is_cluster() {
+            self.pass(frames, count, to);
+            return Taken::Done { commands: 1 };
+        }
+        if self.transaction.is_none()
+            && count > 1
+            && let Some((slot, guarded)) = one_slot(spec, frames)
+        {
+            let db = to.target_db(self.place.db);
+            to.send_slot(slot, db, frames, count, guarded && to.exactly_once());
             return Taken::Done { commands: 1 };
         }
         let mut taken = Taken::Done { commands: 1 };
         each_frame(frames, |args| {
             let spec = lookup(args.name()).unwrap_or(spec);
-            let one = self.forward(spec, args, end, rules, router, outbox);
+            let one = self.forward(spec, args, to);
             if !matches!(one, Taken::Done { .. }) {
                 taken = one;
             }
@@ -229,17 +281,9 @@ impl Stream {
         taken
     }
 
-    fn forward<S>(
-        &mut self,
-        spec: &CommandSpec,
-        args: &Args<'_>,
-        end: u64,
-        rules: &StreamRules,
-        router: &Router,
-        outbox: &mut Outbox<S>,
-    ) -> Taken {
-        if !router.is_cluster() {
-            self.pass(args.frame, 1, end, rules, outbox);
+    fn forward<S>(&mut self, spec: &CommandSpec, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        if !to.router.is_cluster() {
+            self.pass(args.frame, 1, to);
             return Taken::Done { commands: 1 };
         }
         if let Some(transaction) = &mut self.transaction {
@@ -250,30 +294,40 @@ impl Stream {
                     bytes = LARGEST_TRANSACTION,
                     "a source transaction is too large to stay whole"
                 );
-                return self.transaction_parts(rules);
+                let taken = self.transaction_parts(to);
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.from = to.end;
+                }
+                return taken;
             }
             return Taken::Done { commands: 1 };
         }
-        let db = target_db(self.place.db, rules);
+        let db = to.target_db(self.place.db);
         match spec.kind {
+            // The keys that tell what was applied go with all others: that takes a barrier.
+            Kind::Flush if to.exactly_once() => {
+                let part = Part::Keyless { index: 0, kind: spec.kind, frame: args.frame.to_vec() };
+                let from = to.end.saturating_sub(args.frame.len() as u64);
+                let barrier = Barrier { db, parts: vec![part], commands: 1, from, end: to.end };
+                return Taken::Barrier(Box::new(barrier));
+            }
             Kind::Flush | Kind::Function | Kind::ScriptCache => {
-                for lane in 0..outbox.lanes() {
-                    append(outbox, lane, db, args.frame, 1, end);
-                }
+                to.send_everywhere(db, args.frame);
                 return Taken::Done { commands: 1 };
             }
             _ => {}
         }
         match route(spec, args) {
             Ok(Route::Slot(slot)) => {
-                append(outbox, router.lane_of_slot(slot), db, args.frame, 1, end);
+                let guarded = to.exactly_once() && class_of(spec, args) == Class::Guarded;
+                to.send_slot(slot, db, args.frame, 1, guarded);
                 Taken::Done { commands: 1 }
             }
             Ok(Route::Keyless) => {
-                append(outbox, 0, db, args.frame, 1, end);
+                to.send_lane(to.router.lane_of_slot(0), db, args.frame, 1);
                 Taken::Done { commands: 1 }
             }
-            Ok(Route::CrossSlot) => self.cross_slot(spec, args, end, db, router, outbox),
+            Ok(Route::CrossSlot) => self.cross_slot(spec, args, db, to),
             Err(error) => refused(args, &error.to_string()),
         }
     }
@@ -282,19 +336,21 @@ impl Stream {
         &mut self,
         spec: &CommandSpec,
         args: &Args<'_>,
-        end: u64,
         db: u64,
-        router: &Router,
-        outbox: &mut Outbox<S>,
+        to: &mut Onward<'_, S>,
     ) -> Taken {
         match split(spec, args, self.temporaries) {
             Ok(SplitPlan::PerSlot(pieces)) => {
+                let guarded = to.exactly_once() && class_of(spec, args) == Class::Guarded;
                 for piece in pieces {
-                    append(outbox, router.lane_of_slot(piece.slot), db, &piece.frame, 1, end);
+                    to.send_slot(piece.slot, db, &piece.frame, 1, guarded);
                 }
                 Taken::Done { commands: 1 }
             }
-            Ok(SplitPlan::Emulate(emulation)) => self.barrier(db, emulation),
+            Ok(SplitPlan::Emulate(emulation)) => {
+                let from = to.end.saturating_sub(args.frame.len() as u64);
+                self.barrier(db, emulation, (from, to.end))
+            }
             Ok(SplitPlan::Impossible(why)) => refused(args, &why.to_string()),
             // `route` said otherwise, so this is not met.
             Ok(SplitPlan::Whole(_)) => refused(args, "its keys lie in several slots"),
@@ -302,63 +358,58 @@ impl Stream {
         }
     }
 
-    fn barrier(&mut self, db: u64, emulation: Emulation) -> Taken {
+    fn barrier(&mut self, db: u64, emulation: Emulation, (from, end): (u64, u64)) -> Taken {
         self.temporaries = self.temporaries.wrapping_add(emulation.temporaries);
-        Taken::Barrier(Box::new(Barrier { db, parts: vec![Part::Emulate(emulation)], commands: 1 }))
+        let parts = vec![Part::Emulate(emulation)];
+        Taken::Barrier(Box::new(Barrier { db, parts, commands: 1, from, end }))
     }
 
-    fn exec<S>(
-        &mut self,
-        args: &Args<'_>,
-        end: u64,
-        rules: &StreamRules,
-        router: &Router,
-        outbox: &mut Outbox<S>,
-    ) -> Taken {
-        if !router.is_cluster() {
-            self.pass(args.frame, 1, end, rules, outbox);
+    fn exec<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        if !to.router.is_cluster() {
+            if to.exactly_once() {
+                self.transaction = None;
+                return Taken::Done { commands: 0 };
+            }
+            self.pass(args.frame, 1, to);
             let before = self.transaction.take().map(|transaction| transaction.db);
             // A SELECT inside takes effect only if the target runs the transaction.
             if before != Some(self.place.db)
-                && let Some(pending) = outbox.pending(0)
+                && let Some(pending) = to.outbox.pending(0)
             {
                 pending.forget_db();
             }
             return Taken::Done { commands: 0 };
         }
-        let taken = self.transaction_parts(rules);
+        let taken = self.transaction_parts(to);
         self.transaction = None;
         let Taken::Barrier(barrier) = taken else { return taken };
         // Most transactions are groups of one slot each, which the lanes can take as they are.
-        let Barrier { db, parts, commands } = *barrier;
-        if !parts.iter().all(|part| matches!(part, Part::Group { .. })) {
-            return Taken::Barrier(Box::new(Barrier { db, parts, commands }));
+        if !barrier.parts.iter().all(|part| matches!(part, Part::Group { .. })) {
+            return Taken::Barrier(barrier);
         }
-        for part in parts {
-            if let Part::Group { slot, commands, frames } = part {
-                let lane = router.lane_of_slot(slot);
-                if outbox.is_applied(lane, end) {
-                    continue;
-                }
-                let Some(pending) = outbox.pending(lane) else { continue };
-                pending.select(db);
-                if commands == 1 {
-                    pending.command().extend_from_slice(&frames);
-                } else {
-                    let out = pending.commands(commands + 2);
-                    out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
-                    out.extend_from_slice(&frames);
-                    out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
-                }
-                outbox.note(lane);
+        for part in barrier.parts {
+            let Part::Group { slot, commands, frames } = part else { continue };
+            if to.exactly_once() {
+                to.send_slot(
+                    slot,
+                    barrier.db,
+                    &frames,
+                    commands,
+                    commands > 1 || is_guarded(&frames, to.rules),
+                );
+            } else if commands == 1 {
+                to.send_slot(slot, barrier.db, &frames, 1, false);
+            } else {
+                let whole = [b"*1\r\n$5\r\nMULTI\r\n", frames.as_slice(), b"*1\r\n$4\r\nEXEC\r\n"].concat();
+                to.send_slot(slot, barrier.db, &whole, commands + 2, false);
             }
         }
         Taken::Done { commands: 0 }
     }
 
     /// What was held of the open transaction, as parts per slot.
-    fn transaction_parts(&mut self, rules: &StreamRules) -> Taken {
-        let db = target_db(self.place.db, rules);
+    fn transaction_parts<S>(&mut self, to: &Onward<'_, S>) -> Taken {
+        let db = to.target_db(self.place.db);
         let Some(transaction) = self.transaction.replace(Transaction::default()) else {
             return Taken::Done { commands: 0 };
         };
@@ -375,7 +426,7 @@ impl Stream {
             let frame = at..at + length;
             let args =
                 Args { frame: transaction.frames.get(frame.clone()).unwrap_or_default(), spans: &spans };
-            if let Some(spec) = lookup(args.name()).or_else(|| rules.dynamic.lookup(&args)) {
+            if let Some(spec) = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(&args)) {
                 let first = arg_spans.len();
                 arg_spans.extend_from_slice(&spans);
                 commands.push((spec, frame, first..arg_spans.len()));
@@ -397,7 +448,8 @@ impl Stream {
                         self.temporaries = self.temporaries.wrapping_add(emulation.temporaries);
                     }
                 }
-                Taken::Barrier(Box::new(Barrier { db, parts, commands: count }))
+                let (from, end) = (transaction.from, to.end);
+                Taken::Barrier(Box::new(Barrier { db, parts, commands: count, from, end }))
             }
             Err(error) => {
                 Taken::Refused { command: "EXEC".to_owned(), key: Vec::new(), why: error.to_string() }
@@ -406,30 +458,26 @@ impl Stream {
     }
 
     /// A command that neither the table nor the source's COMMAND knows.
-    fn unknown<S>(
-        &mut self,
-        args: &Args<'_>,
-        end: u64,
-        rules: &StreamRules,
-        router: &Router,
-        outbox: &mut Outbox<S>,
-    ) -> Taken {
-        if router.is_cluster() {
+    fn unknown<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        if to.router.is_cluster() {
             return refused(args, "which of its arguments are keys is not known, so neither is its slot");
         }
-        self.pass(args.frame, 1, end, rules, outbox);
+        self.pass(args.frame, 1, to);
         Taken::Done { commands: 1 }
     }
 
     /// To the one lane, as it is.
-    fn pass<S>(&mut self, frames: &[u8], count: u32, end: u64, rules: &StreamRules, outbox: &mut Outbox<S>) {
-        let db = target_db(self.place.db, rules);
+    fn pass<S>(&mut self, frames: &[u8], count: u32, to: &mut Onward<'_, S>) {
+        let db = to.target_db(self.place.db);
+        // Chained batches are transactions themselves.
+        let frame_it = !to.exactly_once();
         if let Some(transaction) = &mut self.transaction
             && std::mem::take(&mut transaction.cut)
+            && frame_it
         {
-            append(outbox, 0, db, b"*1\r\n$5\r\nMULTI\r\n", 1, end);
+            to.send_lane(0, db, b"*1\r\n$5\r\nMULTI\r\n", 1);
         }
-        append(outbox, 0, db, frames, count, end);
+        to.send_lane(0, db, frames, count);
         if let Some(transaction) = &mut self.transaction {
             transaction.passed_bytes += frames.len();
             if transaction.passed_bytes > LARGEST_TRANSACTION {
@@ -439,14 +487,16 @@ impl Stream {
                 );
                 transaction.passed_bytes = 0;
                 transaction.cut = true;
-                append(outbox, 0, db, b"*1\r\n$4\r\nEXEC\r\n", 1, end);
+                if frame_it {
+                    to.send_lane(0, db, b"*1\r\n$4\r\nEXEC\r\n", 1);
+                }
             }
         }
     }
 
     /// EVALSHA may follow for any key, and the node of that key needs the script then.
-    fn load_everywhere<S>(&mut self, args: &Args<'_>, router: &Router, outbox: &mut Outbox<S>) {
-        if !args.name().eq_ignore_ascii_case(b"EVAL") || !router.is_cluster() {
+    fn load_everywhere<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) {
+        if !args.name().eq_ignore_ascii_case(b"EVAL") {
             return;
         }
         let Some(body) = args.arg(1) else { return };
@@ -457,34 +507,35 @@ impl Stream {
             self.scripts.clear();
         }
         if self.scripts.insert(digest) {
-            for lane in 0..outbox.lanes() {
-                let Some(pending) = outbox.pending(lane) else { continue };
-                let out = pending.command();
-                array_header(3, out);
-                for word in [b"SCRIPT".as_slice(), b"LOAD", body] {
-                    bulk(word, out);
-                }
-                outbox.note(lane);
-            }
+            let mut frame = Vec::new();
+            encode_command(&[b"SCRIPT".as_slice(), b"LOAD", body], &mut frame);
+            let db = to.target_db(self.place.db);
+            to.send_everywhere(db, &frame);
         }
     }
 }
 
-fn append<S>(outbox: &mut Outbox<S>, lane: usize, db: u64, frames: &[u8], count: u32, end: u64) {
-    if outbox.is_applied(lane, end) {
-        return;
-    }
-    let Some(pending) = outbox.pending(lane) else { return };
-    pending.select(db);
-    pending.commands(count).extend_from_slice(frames);
-    outbox.note(lane);
+/// The slot of all these commands, if it is one, and whether any of them must not be applied twice.
+fn one_slot(spec: &CommandSpec, frames: &[u8]) -> Option<(u16, bool)> {
+    let (mut found, mut same, mut guarded) = (None, true, false);
+    each_frame(frames, |args| {
+        let spec = lookup(args.name()).unwrap_or(spec);
+        match route(spec, args) {
+            Ok(Route::Slot(slot)) => same &= *found.get_or_insert(slot) == slot,
+            _ => same = false,
+        }
+        guarded |= class_of(spec, args) == Class::Guarded;
+    });
+    found.filter(|_| same).map(|slot| (slot, guarded))
 }
 
-fn target_db(db: u64, rules: &StreamRules) -> u64 {
-    if rules.database_map.is_empty() {
-        return db;
-    }
-    rules.database_map.get(&db).copied().unwrap_or(db)
+fn is_guarded(frames: &[u8], rules: &StreamRules) -> bool {
+    let mut guarded = false;
+    each_frame(frames, |args| {
+        let spec = lookup(args.name()).or_else(|| rules.dynamic.lookup(args));
+        guarded |= spec.is_none_or(|spec| class_of(spec, args) == Class::Guarded);
+    });
+    guarded
 }
 
 fn each_frame(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
@@ -510,7 +561,6 @@ fn decimal(arg: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resp::encode_command;
     use crate::version::Flavor;
 
     fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) {
@@ -524,7 +574,9 @@ mod tests {
         encode_command(words, &mut frame);
         parse_frame(&frame, &mut spans).unwrap();
         let args = Args { frame: &frame, spans: &spans };
-        let taken = stream.take(&args, end, Moment { arrived: 0, now: 0 }, &rules, &Router::Single, outbox);
+        let moment = Moment { arrived: 0, now: 0 };
+        let mut to = Onward { rules: &rules, router: &Router::Single, outbox, moment, end };
+        let taken = stream.take(&args, &mut to);
         assert!(matches!(taken, Taken::Done { .. }), "{taken:?}");
     }
 

@@ -1,0 +1,270 @@
+//! Lanes to the target, and what the target tells of where it stands.
+
+use super::{Applier, Interrupted, Place, Stage};
+use crate::connection::{Connection, ConnectionError};
+use crate::slot::SlotRanges;
+use crate::target::fence::Closing;
+use crate::target::keys::{Record, RecordPlace, Standing};
+use crate::target::lane::Lane;
+use crate::target::wipe::wipe;
+use crate::topology::{Role, discover};
+use crate::worker::keeper::{self, KeeperError, KeptNode};
+use crate::worker::outbox::Trouble;
+use crate::worker::route::Router;
+use crate::worker::stream::StreamPlace;
+use crate::worker::{TargetShape, WorkerError};
+
+impl Applier {
+    /// Opens a lane to every target node that serves slots, and goes on from where the target stands.
+    pub(super) async fn connect(&mut self) -> Result<(), Interrupted> {
+        let dialer = self.setup.target_dialer.clone();
+        let again = self.numbers.target_reconnects > 0;
+        if let Router::Slots(map) = &mut self.router
+            && again
+        {
+            let before: Vec<Option<usize>> = SlotRanges::all().iter().map(|slot| map.owner(slot)).collect();
+            map.refresh(&dialer).await.map_err(|error| Interrupted::Lost(error.to_string()))?;
+            let after = SlotRanges::all();
+            if after.iter().zip(&before).any(|(slot, owner)| map.owner(slot) != *owner) {
+                self.outbox.apply_again();
+            }
+        }
+        if again
+            && let (Router::Single, TargetShape::Watched(address)) = (&self.router, &mut self.setup.target)
+        {
+            // The Sentinels may have promoted another server.
+            let found = discover(dialer.access(), &dialer, Role::Target).await;
+            let found = found.map_err(|error| Interrupted::Lost(error.to_string()))?;
+            if let Some(shard) = found.shards.first() {
+                *address = shard.master.address.clone();
+            }
+        }
+        self.lane_addresses = match &self.router {
+            Router::Slots(map) => map.nodes().iter().map(|node| node.address.clone()).collect(),
+            Router::Single => self.setup.target.addresses(),
+        };
+        let nodes = keeper::nodes(&self.router, &self.lane_addresses);
+        let mut connections = Vec::with_capacity(nodes.len());
+        let closing = self.keeper.as_ref().map(|keeper| Closing::Before(keeper.fence.floor()));
+        for node in nodes {
+            let connection = match (&self.keeper, closing) {
+                (Some(keeper), Some(closing)) => {
+                    let connected = keeper.fence.connect(&dialer, &node.place, closing).await;
+                    connected.map_err(|error| unkept(error.into()))?
+                }
+                _ => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
+            };
+            connections.push((node, connection));
+        }
+        self.outbox.reserve_lanes(self.lane_addresses.len());
+        self.recover(&mut connections).await?;
+        for (node, connection) in connections {
+            self.start_lane(node.lane, connection);
+        }
+        self.numbers.waiting.clear();
+        if self.origin.is_some() && matches!(self.stands.stage, Stage::Stream(_)) {
+            self.enter_stream().await?;
+        }
+        self.wipe_earlier().await
+    }
+
+    /// Before a repeated full sync, removes what the one before brought; its record goes first, so that
+    /// nobody goes on from what is half gone.
+    pub(super) async fn wipe_earlier(&mut self) -> Result<(), Interrupted> {
+        if !self.wipe {
+            return Ok(());
+        }
+        self.send_all().await?;
+        self.wait_answers().await?;
+        for Trouble { lane, batch, exceptions } in std::mem::take(&mut self.troubles) {
+            // Of the history that is over, nothing matters; of the records, all.
+            if let Some(exception) = exceptions.first() {
+                return Err(Interrupted::Lost(exception.to_string()));
+            }
+            self.outbox.answered(lane, batch);
+        }
+        let nodes = keeper::nodes(&self.router, &self.lane_addresses);
+        let slots = self.setup.slots.as_ref().filter(|_| !self.setup.sole_source);
+        let mut removed = 0;
+        for node in &nodes {
+            let dialer = &self.setup.target_dialer;
+            let mut connection = match &self.keeper {
+                Some(keeper) => {
+                    let connected = keeper.fence.connect(dialer, &node.place, Closing::None).await;
+                    connected.map_err(|error| unkept(error.into()))?
+                }
+                None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
+            };
+            let wiped = wipe(&mut connection, slots, self.setup.target_version).await;
+            removed += wiped.map_err(|error| unconnected(&error))?;
+        }
+        tracing::info!(shard = %self.setup.shard, keys = removed, "removed what the full sync before had brought");
+        self.wipe = false;
+        Ok(())
+    }
+
+    fn start_lane(&mut self, index: usize, connection: Connection) {
+        let lane = Lane::start(index, connection, self.setup.lane, self.outbox.reporter.clone());
+        self.outbox.set_lane(index, lane);
+    }
+
+    /// A redirection may have named a node that had no lane.
+    pub(super) async fn open_new_lanes(&mut self) -> Result<(), Interrupted> {
+        let Router::Slots(map) = &self.router else { return Ok(()) };
+        self.lane_addresses = map.nodes().iter().map(|node| node.address.clone()).collect();
+        self.outbox.reserve_lanes(self.lane_addresses.len());
+        let nodes = keeper::nodes(&self.router, &self.lane_addresses);
+        for node in &nodes {
+            if self.outbox.has_lane(node.lane) {
+                continue;
+            }
+            let dialer = &self.setup.target_dialer;
+            let connection = match &self.keeper {
+                Some(keeper) => {
+                    let connected = keeper.fence.connect(dialer, &node.place, Closing::None).await;
+                    connected.map_err(|error| unkept(error.into()))?
+                }
+                None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
+            };
+            self.start_lane(node.lane, connection);
+        }
+        if self.keeper.as_mut().is_some_and(|keeper| keeper.lay_out(&nodes)) {
+            self.write_records(true).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the target where it stands, and goes there.
+    async fn recover(&mut self, connections: &mut [(KeptNode, Connection)]) -> Result<(), Interrupted> {
+        let single = matches!(self.router, Router::Single);
+        let dialer = self.setup.target_dialer.clone();
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
+        let nodes: Vec<KeptNode> = connections.iter().map(|(node, _)| node.clone()).collect();
+        keeper.lay_out(&nodes);
+        // Before a history has begun, the first reading counts.
+        if self.origin.is_none() {
+            return Ok(());
+        }
+        let history = keeper.history;
+        match standing {
+            // Nothing of this history was written yet.
+            Standing::Nothing => self.go_back_to_start(),
+            Standing::At(record) if record.history != history => self.go_back_to_start(),
+            Standing::At(record) => self.go_to(*record),
+            Standing::Lost(why) => Err(self.fallen_back(why)),
+        }
+    }
+
+    fn go_back_to_start(&mut self) -> Result<(), Interrupted> {
+        if self.stands.position > 0 || matches!(self.stands.stage, Stage::Stream(_)) {
+            return Err(self.fallen_back("its record is older than this full sync"));
+        }
+        self.begin_records();
+        Ok(())
+    }
+
+    /// Goes on behind what `record` says, which may be ahead of or behind what was acknowledged.
+    fn go_to(&mut self, record: Record) -> Result<(), Interrupted> {
+        match (record.place, &self.stands.stage) {
+            (RecordPlace::Stream { offset, db, .. }, Stage::Stream(_)) => {
+                let position = u64::try_from(offset - self.offset_shift).unwrap_or_default();
+                if position < self.reader.oldest() {
+                    // The source's backlog may still have it.
+                    return Err(Interrupted::Failed(WorkerError::FellBack {
+                        shard: self.setup.shard.clone(),
+                        offset,
+                    }));
+                }
+                if position != self.stands.position {
+                    let Place { keys, commands, .. } = self.stands;
+                    let stage = Stage::Stream(StreamPlace { db });
+                    self.stands = Place { position, stage, keys, commands };
+                    self.go_on_from_stands();
+                }
+                self.take_guards();
+                Ok(())
+            }
+            (RecordPlace::Snapshot { position }, Stage::Snapshot { .. }) => {
+                if position < self.stands.position {
+                    let place = self.places.iter().rev().find(|place| place.position <= position).cloned();
+                    // Nothing is kept of a place that was left long ago.
+                    let Some(place) = place.filter(|place| place.position >= self.reader.oldest()) else {
+                        return Err(self.fallen_back("keys of the full sync were lost with it"));
+                    };
+                    self.stands = place;
+                    self.go_on_from_stands();
+                }
+                Ok(())
+            }
+            // It had come further than its last answer told.
+            (RecordPlace::Stream { .. }, Stage::Snapshot { .. }) => Ok(()),
+            (RecordPlace::Snapshot { .. }, Stage::Stream(_)) => {
+                Err(self.fallen_back("keys of the full sync were lost with it"))
+            }
+        }
+    }
+
+    fn fallen_back(&self, why: &'static str) -> Interrupted {
+        Interrupted::Failed(WorkerError::LostState { shard: self.setup.shard.clone(), why })
+    }
+
+    /// Commands that stand already are skipped from now on.
+    pub(super) fn take_guards(&mut self) {
+        let (Some(keeper), Some(kept)) = (&self.keeper, &mut self.outbox.kept) else { return };
+        kept.shift = self.offset_shift;
+        kept.history = keeper.history;
+        kept.set_guards(&keeper.guards);
+    }
+
+    /// The stream of an earlier process goes on.
+    pub(super) async fn resume_stream(&mut self) -> Result<(), Interrupted> {
+        self.take_guards();
+        if let Some(keeper) = &self.keeper {
+            let behind = keeper.replay_until.saturating_sub(self.offset_shift);
+            self.replay_until = u64::try_from(behind).unwrap_or_default();
+        }
+        self.enter_stream().await
+    }
+
+    /// With the stream, a single server gets its chain; a cluster the records of its nodes as they are now.
+    ///
+    /// Nothing of the stream goes out before every node has all of the snapshot, and says so: keys that are
+    /// sent once more would undo what the stream did to them.
+    pub(super) async fn enter_stream(&mut self) -> Result<(), Interrupted> {
+        let Some(kept) = &mut self.outbox.kept else { return Ok(()) };
+        kept.shift = self.offset_shift;
+        self.flush().await?;
+        self.wait_idle().await?;
+        if matches!(self.router, Router::Single) {
+            self.outbox.start_chain();
+            let Some(batch) = self.outbox.take_batch(0, self.position(), b"") else { return Ok(()) };
+            self.send_batch(0, batch).await?;
+            // Without its tokens the chain holds nothing.
+            self.wait_answers().await?;
+            let refused = self.troubles.iter().find_map(|trouble| trouble.exceptions.first());
+            if let Some(exception) = refused {
+                return Err(Interrupted::Lost(exception.to_string()));
+            }
+        }
+        self.write_records(true).await?;
+        self.wait_idle().await
+    }
+}
+
+fn unconnected(error: &ConnectionError) -> Interrupted {
+    if error.is_transient() {
+        Interrupted::Lost(error.to_string())
+    } else if error.is_auth() {
+        Interrupted::Failed(WorkerError::Denied(error.to_string()))
+    } else {
+        Interrupted::Failed(WorkerError::Target(error.to_string()))
+    }
+}
+
+pub(super) fn unkept(error: KeeperError) -> Interrupted {
+    match error.connection() {
+        Some(error) => unconnected(error),
+        None => Interrupted::Failed(WorkerError::Fenced(error.to_string())),
+    }
+}

@@ -1,0 +1,222 @@
+//! From spool blocks to commands for the lanes.
+
+use super::{Applier, Interrupted, MARK_BYTES, PUBLISH, WINDOW, Work};
+use crate::clock::unix_millis;
+use crate::rdb::{Event, Step};
+use crate::resp::Args;
+use crate::resp::frame::{Parsed, parse_frame};
+use crate::spool::{Block, Part};
+use crate::worker::WorkerError;
+use crate::worker::repair::Refusal;
+use crate::worker::snapshot::{self, Applied, KeyPlace};
+use crate::worker::stream::{Moment, Onward, Stream, StreamPlace, Taken};
+
+impl Applier {
+    pub(super) async fn take_block(&mut self, block: &Block) -> Result<(), Interrupted> {
+        if let Part::Stream { offset } = block.part {
+            self.check_stream_start(block.position, offset)?;
+        }
+        self.compact();
+        self.window.extend_from_slice(&block.bytes);
+        self.moment = Moment { arrived: block.arrived, now: unix_millis() };
+        if self.window.len() - self.at < self.need {
+            return Ok(());
+        }
+        if matches!(self.work, Work::Snapshot { .. }) {
+            self.decode().await?;
+        }
+        if matches!(self.work, Work::Stream(_)) {
+            self.follow().await?;
+        }
+        if self.position() - self.marked >= MARK_BYTES && self.may_send() {
+            self.flush().await?;
+        }
+        // While there is always another block at hand, the timer is never looked at.
+        if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// The stream starts where the RDB ended, neither before nor behind.
+    fn check_stream_start(&self, position: u64, offset: i64) -> Result<(), WorkerError> {
+        let fits = self.stream_at.is_some_and(|stream_at| position >= stream_at)
+            && offset == position as i64 + self.offset_shift;
+        if fits {
+            return Ok(());
+        }
+        Err(WorkerError::SnapshotEnd {
+            shard: self.setup.shard.clone(),
+            position: self.stream_at.unwrap_or(self.position()),
+            what: "starts the command stream at another place",
+        })
+    }
+
+    /// Drops what was read from the window. The checksum takes it along, many bytes at a time.
+    fn compact(&mut self) {
+        if self.at == 0 {
+            return;
+        }
+        if let Work::Snapshot { crc, .. } = &mut self.work {
+            crc.update(self.window.get(self.summed..self.at).unwrap_or_default());
+        }
+        self.base += self.at as u64;
+        let left = self.window.len() - self.at;
+        self.window.copy_within(self.at.., 0);
+        self.window.truncate(left);
+        if left < WINDOW && self.window.capacity() > 4 * WINDOW {
+            self.window.shrink_to(WINDOW);
+        }
+        self.at = 0;
+        self.summed = 0;
+    }
+
+    /// Decodes the RDB bytes at hand.
+    async fn decode(&mut self) -> Result<(), Interrupted> {
+        loop {
+            let Work::Snapshot { decoder, crc, staged } = &mut self.work else { return Ok(()) };
+            let (db, flavor) = (decoder.db(), decoder.flavor());
+            let input = self.window.get(self.at..).unwrap_or_default();
+            let shard = &self.setup.shard;
+            let step =
+                decoder.next(input).map_err(|source| WorkerError::Rdb { shard: shard.clone(), source })?;
+            let (consumed, event) = match step {
+                Step::NeedMore { at_least } => {
+                    self.need = at_least.max(input.len() + 1);
+                    let missing = self.need - input.len();
+                    if missing > WINDOW {
+                        self.window.reserve_exact(missing);
+                    }
+                    return Ok(());
+                }
+                Step::Event { consumed, event } => (consumed, event),
+            };
+            self.need = 1;
+            match event {
+                Event::End { crc: stored } => {
+                    let covered = self.at + consumed.min(1);
+                    crc.update(self.window.get(self.summed..covered).unwrap_or_default());
+                    let computed = crc.value();
+                    if let Some(stored) = stored.filter(|&stored| stored != computed) {
+                        let shard = shard.clone();
+                        return Err(WorkerError::Checksum { shard, computed, stored }.into());
+                    }
+                    self.at += consumed;
+                    self.summed = self.at;
+                    self.end_snapshot()?;
+                    return self.enter_stream().await;
+                }
+                Event::ResizeDb { keys, .. } => self.numbers.keys_total += keys,
+                Event::Aux { key: b"repl-stream-db", value } => {
+                    self.stream_db =
+                        std::str::from_utf8(value).ok().and_then(|db| db.parse().ok()).unwrap_or(0);
+                }
+                _ => {}
+            }
+            if self.rules.replay && self.base + self.at as u64 >= self.replay_until {
+                self.rules.replay = false;
+            }
+            let db = self.setup.database_map.get(&db).copied().unwrap_or(db);
+            let at = KeyPlace { db, flavor, now_ms: self.moment.now };
+            let applied = snapshot::apply(&event, at, &self.rules, &self.router, staged, &mut self.outbox);
+            self.at += consumed;
+            match applied {
+                Applied::Nothing | Applied::Broadcast | Applied::Part { done: false, .. } => {}
+                Applied::Key(_) | Applied::Part { done: true, .. } => self.keys += 1,
+                Applied::Refused { key, why } => {
+                    self.refuse(db, Refusal { command: "RESTORE".to_owned(), key, error: why })?;
+                }
+            }
+            self.send_full().await?;
+        }
+    }
+
+    fn end_snapshot(&mut self) -> Result<(), WorkerError> {
+        let origin = self.origin.as_ref().map_or(0, |origin| origin.offset);
+        let position = self.position();
+        self.offset_shift = origin - position as i64;
+        self.stream_at = Some(position);
+        self.work = Work::Stream(Stream::at(StreamPlace { db: self.stream_db }));
+        if self.window.len() > self.at {
+            return Err(WorkerError::SnapshotEnd {
+                shard: self.setup.shard.clone(),
+                position,
+                what: "sent more bytes as part of it",
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes the commands at hand.
+    async fn follow(&mut self) -> Result<(), Interrupted> {
+        loop {
+            let input = self.window.get(self.at..).unwrap_or_default();
+            let parsed = parse_frame(input, &mut self.spans).map_err(|source| WorkerError::Stream {
+                shard: self.setup.shard.clone(),
+                offset: self.offset(),
+                source,
+            })?;
+            let length = match parsed {
+                Parsed::NeedMore(more) => {
+                    self.need = input.len() + more;
+                    if more > WINDOW {
+                        self.window.reserve_exact(more);
+                    }
+                    return Ok(());
+                }
+                Parsed::Blank(length) => {
+                    self.at += length;
+                    continue;
+                }
+                Parsed::Command(length) => length,
+            };
+            self.need = 1;
+            let frame = input.get(..length).unwrap_or_default();
+            let end = self.base + (self.at + length) as u64;
+            let args = Args { frame, spans: &self.spans };
+            let alone = end <= self.careful_until;
+            if self.is_left_out(end) && !args.name().eq_ignore_ascii_case(b"SELECT") {
+                self.at += length;
+                continue;
+            }
+            if !self.unknown.is_empty() && self.unknown.contains(&args.name().to_ascii_uppercase()) {
+                let key = args.arg(1).unwrap_or_default().to_vec();
+                let command = String::from_utf8_lossy(args.name()).to_ascii_uppercase();
+                let error = "the target does not know this command".to_owned();
+                self.at += length;
+                let db = self.source_db();
+                self.refuse(db, Refusal { command, key, error })?;
+                continue;
+            }
+            let Work::Stream(stream) = &mut self.work else { return Ok(()) };
+            let mut onward = Onward {
+                rules: &self.stream_rules,
+                router: &self.router,
+                outbox: &mut self.outbox,
+                moment: self.moment,
+                end,
+            };
+            let taken = stream.take(&args, &mut onward);
+            self.at += length;
+            match taken {
+                Taken::Done { commands } => self.commands += u64::from(commands),
+                Taken::Barrier(barrier) => self.run_alone(*barrier).await?,
+                Taken::Refused { command, key, why } => {
+                    let db = self.source_db();
+                    self.refuse(db, Refusal { command, key, error: why })?;
+                }
+            }
+            self.send_full().await?;
+            if alone && self.may_send() {
+                self.send_alone(end).await?;
+            }
+        }
+    }
+
+    pub(super) fn source_db(&self) -> u64 {
+        match &self.work {
+            Work::Stream(stream) => stream.place.db,
+            Work::Snapshot { decoder, .. } => decoder.db(),
+        }
+    }
+}

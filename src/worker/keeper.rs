@@ -1,0 +1,228 @@
+//! What a shard keeps in its target so that nothing is applied twice or lost: taking it over, reading it
+//! back, keeping it up to date.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::route::Router;
+use super::{Checkpoint, WorkerSetup};
+use crate::clock::unix_millis;
+use crate::connection::{Address, Connection, ConnectionError, Dialer};
+use crate::slot::SlotRanges;
+use crate::target::fence::{Closing, Fence, FenceError, Place};
+use crate::target::keys::{KeyNames, Record, RecordPlace, Standing, standing};
+use crate::target::recovery::{self, NodeState};
+
+/// On a cluster, how old the written record may be.
+const RECORD_PERIOD: Duration = Duration::from_millis(100);
+/// On a single server batches carry it; this is for a stream without writes.
+const IDLE_PERIOD: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Error)]
+pub enum KeeperError {
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(
+        "the target no longer has what this migration kept there: it was emptied, or the migration was completed by another process; start it again for a new full sync"
+    )]
+    Gone,
+}
+
+impl KeeperError {
+    pub fn connection(&self) -> Option<&ConnectionError> {
+        match self {
+            Self::Connection(error) | Self::Fence(FenceError::Connection(error)) => Some(error),
+            Self::Fence(_) | Self::Gone => None,
+        }
+    }
+}
+
+/// A node to keep something on.
+#[derive(Clone, Debug)]
+pub struct KeptNode {
+    pub lane: usize,
+    pub place: Place,
+    /// `None` on a single server.
+    pub slots: Option<SlotRanges>,
+}
+
+/// The nodes that hold data, the one with the lowest slot first.
+pub fn nodes(router: &Router, addresses: &[Address]) -> Vec<KeptNode> {
+    let Router::Slots(map) = router else {
+        let node = |address: &Address| KeptNode { lane: 0, place: (address.clone(), 0), slots: None };
+        return addresses.first().map(node).into_iter().collect();
+    };
+    let mut nodes: Vec<KeptNode> = Vec::new();
+    for (lane, node) in map.nodes().iter().enumerate() {
+        let slots = map.slots_of(lane);
+        let first = slots.iter().next();
+        if let Some(first) = first {
+            nodes.push(KeptNode { lane, place: (node.address.clone(), first), slots: Some(slots) });
+        }
+    }
+    nodes.sort_by_key(|node| node.place.1);
+    nodes
+}
+
+/// What an earlier process, or an earlier connection, left.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody was here before.
+    Nothing,
+    /// The stream can go on.
+    Resume(Checkpoint),
+    /// A full sync had begun, or what was kept is damaged: another full sync, over our own keys.
+    Begun(&'static str),
+}
+
+#[derive(Debug)]
+pub struct Keeper {
+    pub fence: Arc<Fence>,
+    pub history: u64,
+    layout: u64,
+    /// Where records are: lane and slot.
+    at: Vec<(usize, u16)>,
+    barrier: i64,
+    recorded: Option<RecordPlace>,
+    recorded_at: Instant,
+    /// As found: slot, history, offset.
+    pub guards: Vec<(u16, u64, i64)>,
+    /// Up to this offset an earlier process may have applied commands.
+    pub replay_until: i64,
+}
+
+impl Keeper {
+    /// Takes the shard over from whoever had it, and reads what that one left.
+    pub async fn take(setup: &WorkerSetup, router: &Router) -> Result<(Self, Found), KeeperError> {
+        let names = KeyNames::new(&setup.uid, &setup.lineage);
+        let dialer = &setup.target_dialer;
+        let nodes = nodes(router, &setup.target.addresses());
+        let places: Vec<Place> = nodes.iter().map(|node| node.place.clone()).collect();
+        let fence = Arc::new(Fence::claim(names, dialer, &places).await?);
+        let mut state = NodeState::default();
+        for node in &nodes {
+            let mut connection = fence.connect(dialer, &node.place, Closing::None).await?;
+            read_into(&mut state, &mut connection, dialer, &fence, node).await?;
+        }
+        let layout = state.records.iter().map(|record| record.layout).max().unwrap_or_default();
+        let before = state.records.iter().map(|record| record.history).max().unwrap_or_default();
+        let mut keeper = Self {
+            fence,
+            history: before,
+            layout,
+            at: Vec::new(),
+            barrier: 0,
+            recorded: None,
+            recorded_at: Instant::now(),
+            guards: Vec::new(),
+            replay_until: 0,
+        };
+        let found = match keeper.stand(state, matches!(router, Router::Single)) {
+            Standing::Nothing => Found::Nothing,
+            Standing::Lost(why) => Found::Begun(why),
+            Standing::At(record) => match record.place {
+                RecordPlace::Snapshot { .. } => Found::Begun("the full sync was not complete"),
+                RecordPlace::Stream { replication_id, offset, db } => {
+                    Found::Resume(Checkpoint { replication_id, offset, db })
+                }
+            },
+        };
+        Ok((keeper, found))
+    }
+
+    /// Takes in what the nodes hold.
+    fn stand(&mut self, state: NodeState, single: bool) -> Standing {
+        let NodeState { records, guards } = state;
+        let standing = standing(&records, single);
+        if let Standing::At(record) = &standing {
+            self.barrier = record.barrier;
+        }
+        self.guards = guards;
+        standing
+    }
+
+    /// Reads again, over connections that were opened anew, what stands.
+    pub async fn read(
+        &mut self,
+        connections: &mut [(KeptNode, Connection)],
+        dialer: &Dialer,
+        single: bool,
+    ) -> Result<Standing, KeeperError> {
+        let mut state = NodeState::default();
+        for (node, connection) in connections {
+            read_into(&mut state, connection, dialer, &self.fence, node).await?;
+        }
+        match self.stand(state, single) {
+            // The first record goes out with the first key.
+            Standing::Nothing if self.recorded.is_some() => Err(KeeperError::Gone),
+            standing => Ok(standing),
+        }
+    }
+
+    /// A full sync begins: all that is kept from now on belongs to it.
+    pub fn begin_history(&mut self) {
+        self.history = unix_millis().max(self.history + 1);
+        self.barrier = 0;
+        self.recorded = None;
+        self.guards.clear();
+    }
+
+    /// The nodes as they are now; true when records have to be written for them.
+    pub fn lay_out(&mut self, nodes: &[KeptNode]) -> bool {
+        let at: Vec<(usize, u16)> = nodes.iter().map(|node| (node.lane, node.place.1)).collect();
+        let changed = at != self.at;
+        if changed {
+            self.layout += 1;
+            self.at = at;
+        }
+        changed
+    }
+
+    /// Lane and slot of each record.
+    pub fn places(&self) -> Vec<(usize, u16)> {
+        self.at.clone()
+    }
+
+    /// Commands over several slots were run up to here.
+    pub fn passed_barrier(&mut self, offset: i64) {
+        self.barrier = self.barrier.max(offset);
+    }
+
+    pub fn record(&self, place: RecordPlace) -> Record {
+        Record {
+            history: self.history,
+            layout: self.layout,
+            nodes: u32::try_from(self.at.len()).unwrap_or(u32::MAX),
+            barrier: self.barrier,
+            place,
+        }
+    }
+
+    /// True when what is written lies too far behind.
+    pub fn is_due(&self, place: &RecordPlace, chained: bool) -> bool {
+        let period = if chained { IDLE_PERIOD } else { RECORD_PERIOD };
+        self.recorded.as_ref() != Some(place) && self.recorded_at.elapsed() >= period
+    }
+
+    pub fn wrote(&mut self, place: RecordPlace) {
+        self.recorded = Some(place);
+        self.recorded_at = Instant::now();
+    }
+}
+
+async fn read_into(
+    state: &mut NodeState,
+    connection: &mut Connection,
+    dialer: &Dialer,
+    fence: &Fence,
+    node: &KeptNode,
+) -> Result<(), ConnectionError> {
+    let found = recovery::read(connection, dialer, fence.names(), node.slots.as_ref()).await?;
+    state.records.extend(found.records);
+    state.guards.extend(found.guards);
+    Ok(())
+}
