@@ -1,11 +1,12 @@
 //! What can be known to go wrong, found before anything is read or written, each in one line.
 //!
 //! Nothing here changes a server. Commands used beside those of discovery: INFO, and where they are
-//! allowed CONFIG GET, MODULE LIST, COMMAND INFO, ACL WHOAMI, ACL DRYRUN; on the target SELECT and SCAN.
+//! allowed CONFIG GET, MODULE LIST, COMMAND INFO, ACL WHOAMI, ACL DRYRUN, ACL GETUSER; on the target SELECT and SCAN.
 //! Where those are forbidden, what they would have told is left for the run to find out.
 
 mod checks;
 mod error;
+mod permissions;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -88,7 +89,8 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     let (source, target) =
         tokio::join!(look_at_source(input.source.as_ref()), look_at_target(input.target.as_ref()));
     let (source, target) = (source?, target?);
-    let mut warnings = Vec::new();
+    let servers = [&source, &target].into_iter().flatten().flat_map(|side| &side.servers);
+    let mut warnings: Vec<String> = servers.filter_map(|survey| survey.unchecked.clone()).collect();
     if let Some(source) = &source {
         checks::source(source, &mut warnings)?;
     }

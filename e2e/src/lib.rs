@@ -16,6 +16,7 @@ pub mod client;
 pub mod cluster;
 pub mod compare;
 pub mod dataset;
+pub mod fault_proxy;
 pub mod load;
 pub mod manifest;
 pub mod proxy;
@@ -31,6 +32,7 @@ mod reaper;
 
 pub use client::{Batch, Client, Conn, Endpoint};
 pub use cluster::Cluster;
+pub use fault_proxy::{Fault, FaultProxy};
 pub use manifest::Manifest;
 pub use proxy::Proxy;
 pub use sentinel::Sentinels;

@@ -89,6 +89,18 @@ fn what_the_target_did_not_get_is_never_called_verified() -> Result<()> {
     let finished = Tool::until_in_sync(&manifest)?.wait_exit(PATIENCE)?;
     let arrived = target.conn()?.number(args!["EXISTS", key])? == 1;
     assert_eq!(finished.code == 0, arrived, "arrived: {arrived}; {:?}", finished.status());
+    // Without verification, what was set aside is the only thing that tells.
+    target.conn()?.run(args!["FLUSHALL"])?;
+    let finished =
+        Tool::until_in_sync(&manifest.set("/spec/verification/mode", "Off"))?.wait_exit(PATIENCE)?;
+    let status = finished.status()?;
+    assert_eq!(finished.code, i32::from(!arrived), "{status}");
+    let reason = status["conditions"].to_string().contains("\"CommandsQuarantined\"");
+    assert_eq!(
+        (reason, status["quarantine"]["commands"].as_i64() == Some(0)),
+        (!arrived, arrived),
+        "{status}"
+    );
     assert!(arrived || finished.status()?.to_string().contains(key), "{:?}", finished.status());
     Ok(())
 }

@@ -157,6 +157,7 @@ fn every_server_with_users_takes_the_lines() -> Result<()> {
         let (source, target) = (Server::start(version)?, Server::start(version)?);
         let mut rows = vec!["cluster", "watched", "cutover", "name", "check"];
         rows.extend(version.has(7, 2).then_some("no-touch"));
+        rows.extend((!version.has(7, 0)).then_some("rules"));
         readme.user(&source, "source", &rows)?;
         readme.user(&target, "target", &rows)?;
         small().fill(&mut source.client()?)?;

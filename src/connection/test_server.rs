@@ -17,7 +17,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The servers of other versions that the test setup put into the cache: folder name and program.
+    /// The servers of other versions that `make setup` put into the cache: folder name and program.
     pub(crate) fn cached() -> Vec<(String, std::path::PathBuf)> {
         let cache = std::env::var_os("REDIS_MIGRATION_CACHE").map_or_else(
             || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"),
@@ -29,7 +29,20 @@ impl Server {
             let program = folder.path().join(format!("{}-server", name.split('-').next()?));
             program.exists().then_some((name, program))
         });
-        programs.collect()
+        let programs: Vec<_> = programs.collect();
+        assert!(
+            programs.len() >= 9,
+            "servers are missing in {}: run make setup; found {programs:?}",
+            cache.display()
+        );
+        programs
+    }
+
+    /// The version whose folder in the cache has this name.
+    pub(crate) fn start_cached(name: &str) -> Server {
+        let found = Server::cached().into_iter().find(|(folder, _)| folder == name);
+        let (_, program) = found.unwrap_or_else(|| panic!("no {name} in the cache: run make setup"));
+        Server::start_program(&program)
     }
 
     /// A server of another version.

@@ -264,6 +264,7 @@ impl Run {
         }
         if self.options.until == Until::InSync {
             self.nothing_moved()?;
+            self.nothing_refused()?;
             return Ok(Outcome::Done);
         }
         self.cut_over().await
@@ -402,7 +403,7 @@ impl Run {
         Err(Ended::Other { reason: reason::SLOTS_MOVED, message })
     }
 
-    /// A cutover would lose what the target did not take.
+    /// The target lacks what it did not take: a cutover would lose it.
     fn nothing_refused(&mut self) -> Result<(), Ended> {
         self.state.gather(&self.shards);
         let refused = self.state.status.quarantine.commands;
@@ -410,7 +411,7 @@ impl Run {
             return Ok(());
         }
         let message = format!(
-            "{refused} command(s) or key(s) were not taken by the target (status.quarantine): no cutover"
+            "{refused} command(s) or key(s) were not taken by the target (status.quarantine): it lacks them, no cutover"
         );
         self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
         Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
@@ -479,6 +480,9 @@ impl Run {
         if let Some((reason, _)) = causes.first() {
             let messages: Vec<&str> = causes.iter().map(|(_, message)| message.as_str()).collect();
             self.state.set(conditions::DEGRADED, true, reason, &messages.join("; "));
+        } else {
+            // The only cause that passes.
+            self.state.remove_reason(conditions::DEGRADED, reason::SPOOL_FULL);
         }
         let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
         let moved: u64 = self

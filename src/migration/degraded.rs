@@ -25,8 +25,9 @@ pub fn causes(shards: &[Shard], status: &Status) -> Vec<(&'static str, String)> 
             causes.push((reason::FULL_RESYNC_FORCED, message));
         }
     }
-    if shards.iter().any(|shard| shard.numbers().spool_full) {
-        let message = "the spool is full (limits.spoolDisk): the source waits for the target".to_owned();
+    let why_full = |shard: &Shard| shard.numbers().why_full.map(|why| (shard.id.clone(), why));
+    if let Some((shard, why)) = shards.iter().find_map(why_full) {
+        let message = format!("the spool of shard {shard} is full: {why}; its source is made to wait");
         causes.push((reason::SPOOL_FULL, message));
     }
     causes

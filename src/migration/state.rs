@@ -111,6 +111,11 @@ impl State {
         Conditions::new(&mut self.status.conditions, self.generation).remove(type_);
     }
 
+    /// Takes the condition away if it is there for this reason.
+    pub fn remove_reason(&mut self, type_: &str, reason: &str) {
+        self.status.conditions.retain(|found| found.type_ != type_ || found.reason != reason);
+    }
+
     pub fn phase(&mut self, phase: Phase, message: &str) {
         self.status.phase = phase;
         self.status.message = message.to_owned();

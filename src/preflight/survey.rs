@@ -1,17 +1,11 @@
 //! What one server tells about itself.
 
+use super::permissions::{optional, permissions};
 use super::{OWN_KEY_PREFIX, PreflightError};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::Reply;
 use crate::topology::{Role, ServerInfo, config, read_info};
 
-/// What a user needs on each side for a start; the run finds out about the rest.
-const NEEDED_ON_SOURCE: [&[&str]; 2] = [&["PSYNC", "?", "-1"], &["REPLCONF", "listening-port", "0"]];
-const NEEDED_ON_TARGET: [&[&str]; 3] = [
-    &["SET", "redis-migration:probe", ""],
-    &["RESTORE", "redis-migration:probe", "0", ""],
-    &["DEL", "redis-migration:probe"],
-];
 /// A page of keys; our own few are all on the first pages of a target that is otherwise empty.
 const PAGE: &str = "1000";
 
@@ -25,6 +19,8 @@ pub(super) struct Survey {
     pub(super) modules: Option<Vec<String>>,
     /// `client-output-buffer-limit`, as CONFIG prints it.
     pub(super) output_limits: Option<String>,
+    /// Why it is not known whether the user may do what is needed.
+    pub(super) unchecked: Option<String>,
 }
 
 /// Asks the server at `address`; on a source to be replicated, `psync` is the name of that command there.
@@ -44,7 +40,7 @@ pub(super) async fn survey(
     if let Some(name) = psync {
         psync_exists(&mut connection, name).await?;
     }
-    permissions(&mut connection, role, psync).await?;
+    let unchecked = permissions(&mut connection, role, psync).await?;
     let maxmemory = match info.maxmemory {
         Some(bytes) => Some(bytes),
         None => config(&mut connection, "maxmemory").await.and_then(|bytes| bytes.parse().ok()),
@@ -60,6 +56,7 @@ pub(super) async fn survey(
         modules: modules(&mut connection).await,
         output_limits: config(&mut connection, "client-output-buffer-limit").await,
         info,
+        unchecked,
     })
 }
 
@@ -110,62 +107,6 @@ async fn psync_exists(connection: &mut Connection, name: &str) -> Result<(), Pre
     }
 }
 
-/// By ACL DRYRUN (7.0 and newer), which runs nothing. Only a refusal of the command itself counts:
-/// which keys a user may touch is the manifest's business.
-async fn permissions(
-    connection: &mut Connection,
-    role: Role,
-    psync: Option<&str>,
-) -> Result<(), PreflightError> {
-    if role == Role::Source && psync.is_some() {
-        may_replconf(connection).await?;
-    }
-    let user = match connection.query_text(&[b"ACL", b"WHOAMI"]).await {
-        Ok(user) => user,
-        Err(error) => return optional(error, role),
-    };
-    let needed: &[&[&str]] = match (role, psync) {
-        (Role::Source, Some(_)) => &NEEDED_ON_SOURCE,
-        (Role::Source, None) => &[],
-        (Role::Target, _) => &NEEDED_ON_TARGET,
-    };
-    for command in needed {
-        let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-        args.extend(command.iter().map(|arg| arg.as_bytes()));
-        let name = command.first().copied().unwrap_or_default();
-        if let (Some(slot), Some(renamed), "PSYNC") = (args.get_mut(3), psync, name) {
-            *slot = renamed.as_bytes();
-        }
-        match connection.query(&args).await {
-            // Refusals come as a text, not as an error.
-            Ok(reply) => match reply.text() {
-                Some(text) if text.contains("permissions to run the") => {
-                    let (address, command) = (connection.address().clone(), name.to_owned());
-                    return Err(PreflightError::Forbidden { role, address, command, text: text.to_owned() });
-                }
-                _ => {}
-            },
-            Err(error) => return optional(error, role),
-        }
-    }
-    Ok(())
-}
-
-/// Tried, as a user who may not replicate seldom may run ACL DRYRUN. It does nothing by itself, and only
-/// a refusal of the command counts: old servers do not know the option.
-async fn may_replconf(connection: &mut Connection) -> Result<(), PreflightError> {
-    match connection.call(&[b"REPLCONF", b"capa", b"psync2"]).await {
-        Ok(Reply::Error(text)) if text.starts_with(b"NOPERM") => Err(PreflightError::Forbidden {
-            role: Role::Source,
-            address: connection.address().clone(),
-            command: "REPLCONF".to_owned(),
-            text: String::from_utf8_lossy(&text).into_owned(),
-        }),
-        Ok(_) => Ok(()),
-        Err(source) => Err(PreflightError::Connection { role: Role::Source, source }),
-    }
-}
-
 /// Names, in any order. MODULE exists from 4.0: a server without it has none.
 async fn modules(connection: &mut Connection) -> Option<Vec<String>> {
     let reply = connection.query(&[b"MODULE", b"LIST"]).await.ok()?;
@@ -175,12 +116,4 @@ async fn modules(connection: &mut Connection) -> Option<Vec<String>> {
         name.get(1)?.text().map(str::to_owned)
     };
     Some(reply.items().iter().filter_map(name).collect())
-}
-
-/// An answer that was not given does not matter; a broken connection does.
-fn optional(error: ConnectionError, role: Role) -> Result<(), PreflightError> {
-    match error {
-        ConnectionError::Server { .. } | ConnectionError::UnexpectedReply { .. } => Ok(()),
-        source => Err(PreflightError::Connection { role, source }),
-    }
 }

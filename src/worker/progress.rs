@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::repair::Refusal;
 use crate::source::replication::LinkState;
+use crate::spool::Full;
 
 /// Refused commands that are described; all are counted.
 const SAMPLES: usize = 20;
@@ -45,6 +46,8 @@ pub struct Numbers {
     pub spool_memory: u64,
     pub spool_disk: u64,
     pub spool_full: bool,
+    /// What the spool waits for, when it is full.
+    pub why_full: Option<Full>,
     /// Keys left as they were on the target (`existingKeys: Skip`).
     pub keys_skipped: u64,
     pub quarantined: u64,

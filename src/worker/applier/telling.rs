@@ -78,6 +78,7 @@ impl Applier {
         numbers.spool_memory = spool.memory_bytes;
         numbers.spool_disk = spool.disk_bytes;
         numbers.spool_full = spool.full;
+        numbers.why_full = spool.why_full;
         numbers.replication_id = replication_id;
         numbers.snapshot_read = self.stream_at.unwrap_or(self.base + self.at as u64);
         numbers.phase = match (&self.stands.stage, &self.origin) {
