@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::direct::Conversations;
 use super::keeper::Keeper;
 use super::outbox::{Kept, Outbox, Trouble};
 use super::progress::{Numbers, ShardProgress};
@@ -99,6 +100,8 @@ pub(super) struct Applier {
     keys: u64,
     commands: u64,
     lane_addresses: Vec<Address>,
+    /// Connections for what does not go through the lanes.
+    conversations: Conversations,
     /// Answers that call for commands to be sent again.
     troubles: Vec<Trouble>,
     /// Why a lane ended.
@@ -200,6 +203,7 @@ impl Applier {
             keys: 0,
             commands: 0,
             lane_addresses: Vec::new(),
+            conversations: Conversations::default(),
             troubles: Vec::new(),
             lost: None,
             replay_until: 0,
@@ -219,7 +223,7 @@ impl Applier {
     pub async fn run(&mut self, mut drain: watch::Receiver<bool>) -> Result<Stopped, WorkerError> {
         let mut backoff = Backoff::default();
         loop {
-            let before = self.stands.position;
+            let before = self.outbox.done;
             let mut overdue = drain.clone();
             let overdue = async move {
                 // An error means that nobody can ask for a drain any more.
@@ -242,7 +246,7 @@ impl Applier {
                     self.numbers.target_reconnects += 1;
                     self.numbers.waiting = why;
                     self.publish();
-                    if self.stands.position > before {
+                    if self.outbox.done > before {
                         backoff.reset();
                     }
                     if *drain.borrow() {
@@ -273,6 +277,7 @@ impl Applier {
         self.outbox.rewind(in_stream && self.keeper.is_none());
         self.rules.replay = !in_stream;
         self.troubles.clear();
+        self.conversations = Conversations::default();
         self.lost = None;
         self.go_on_from_stands();
     }

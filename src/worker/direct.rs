@@ -58,15 +58,21 @@ pub struct Guarding {
     pub replaying: bool,
 }
 
+/// Connections that outlive one errand.
+#[derive(Default)]
+pub struct Conversations {
+    open: HashMap<Address, Open>,
+    /// Of the connection that was lost last, by address.
+    lost: HashMap<Address, u64>,
+}
+
 /// Connections for single commands, opened when needed.
 pub struct Direct<'a> {
     dialer: &'a Dialer,
     router: &'a mut Router,
     /// Address of each lane.
     lanes: Vec<Address>,
-    open: HashMap<Address, Open>,
-    /// Of the connection that was lost last, by address.
-    lost: HashMap<Address, u64>,
+    conversations: &'a mut Conversations,
     guarding: Option<Guarding>,
     /// What keeps a command waiting, for the status.
     waiting: Box<dyn FnMut(&str) + Send + 'a>,
@@ -90,10 +96,11 @@ impl<'a> Direct<'a> {
         dialer: &'a Dialer,
         router: &'a mut Router,
         lanes: Vec<Address>,
+        conversations: &'a mut Conversations,
         guarding: Option<Guarding>,
         waiting: Box<dyn FnMut(&str) + Send + 'a>,
     ) -> Self {
-        Self { dialer, router, lanes, open: HashMap::new(), lost: HashMap::new(), guarding, waiting }
+        Self { dialer, router, lanes, conversations, guarding, waiting }
     }
 
     /// Sends a unit again until the target takes it or refuses it for good.
@@ -117,10 +124,7 @@ impl<'a> Direct<'a> {
                 }
                 Part::Keyless { frame, kind, .. } => {
                     let everywhere = matches!(kind, Kind::Flush | Kind::Function | Kind::ScriptCache);
-                    for lane in 0..if everywhere { self.lanes.len() } else { 1 } {
-                        if !self.serves(lane) {
-                            continue;
-                        }
+                    for lane in self.serving().into_iter().take(if everywhere { usize::MAX } else { 1 }) {
                         let replies = self.run(Place::Lane(lane), db, frame, 1).await?;
                         refused.extend(refusals(frame, &replies));
                     }
@@ -317,8 +321,8 @@ impl<'a> Direct<'a> {
                 Ok(None) => return Ok(Vec::new()),
                 Err(DirectError::Connection(error)) if error.is_transient() => {
                     uncertain = true;
-                    if let Some(open) = self.open.remove(&address) {
-                        self.lost.insert(address.clone(), open.serial);
+                    if let Some(open) = self.conversations.open.remove(&address) {
+                        self.conversations.lost.insert(address.clone(), open.serial);
                     }
                     (self.waiting)(&error.to_string());
                     backoff.wait().await;
@@ -343,6 +347,13 @@ impl<'a> Direct<'a> {
                 }
                 (ReplyVerdict::Ask { address: to, .. }, _) => {
                     ask = Some(self.dialer.reachable(&or_host(to, &address)));
+                }
+                (_, Next::RetryLater) if self.is_demoted(place).await => {
+                    // Who has its slots now gets it, if by chance a second time; FUNCTION and SCRIPT bear that.
+                    for lane in self.serving() {
+                        Box::pin(self.run(Place::Lane(lane), db, frames, count)).await?;
+                    }
+                    return Ok(Vec::new());
                 }
                 (_, Next::RetryLater | Next::RetryUntilOperator) => {
                     (self.waiting)(&format!("{address}: {}", String::from_utf8_lossy(text)));
@@ -372,11 +383,11 @@ impl<'a> Direct<'a> {
         unless: Option<&Guard>,
         asking: bool,
     ) -> Result<Option<Vec<Reply>>, DirectError> {
-        if !self.open.contains_key(address) {
+        if !self.conversations.open.contains_key(address) {
             let open = self.connect(address).await?;
-            self.open.insert(address.clone(), open);
+            self.conversations.open.insert(address.clone(), open);
         }
-        let Some(Open { connection, db: current, .. }) = self.open.get_mut(address) else {
+        let Some(Open { connection, db: current, .. }) = self.conversations.open.get_mut(address) else {
             return Err(ConnectionError::Closed { address: address.clone() }.into());
         };
         if *current != db {
@@ -424,12 +435,27 @@ impl<'a> Direct<'a> {
         let connection = match slot {
             Some(slot) => {
                 // What was lost may still be on its way there.
-                let closing = self.lost.remove(address).map_or(Closing::None, Closing::Only);
+                let closing = self.conversations.lost.remove(address).map_or(Closing::None, Closing::Only);
                 fence.connect(self.dialer, &(address.clone(), slot), closing).await?
             }
             None => fence.open(self.dialer, address).await?,
         };
         Ok(Open { connection, db: 0, serial })
+    }
+
+    /// True for a node that was asked as such and has lost its slots to others.
+    async fn is_demoted(&mut self, place: Place) -> bool {
+        let Place::Lane(lane) = place else { return false };
+        self.refresh().await;
+        !self.serves(lane)
+    }
+
+    fn serving(&self) -> Vec<usize> {
+        let lanes = match &*self.router {
+            Router::Slots(map) => map.nodes().len(),
+            Router::Single => 1,
+        };
+        (0..lanes).filter(|&lane| self.serves(lane)).collect()
     }
 
     /// A node without slots takes nothing.
@@ -449,7 +475,10 @@ impl<'a> Direct<'a> {
                 .or_else(|| self.lanes.first().cloned())
                 .unwrap_or_else(|| Address::new("", 0)),
             (Place::Slot(_), Router::Single) => self.lane(0),
-            (Place::Lane(lane), _) => self.lane(lane),
+            (Place::Lane(lane), Router::Slots(map)) => {
+                map.node(lane).map_or_else(|| self.lane(0), |node| node.address.clone())
+            }
+            (Place::Lane(lane), Router::Single) => self.lane(lane),
         }
     }
 

@@ -20,6 +20,9 @@ const RECORD_PERIOD: Duration = Duration::from_millis(100);
 /// On a single server batches carry it; this is for a stream without writes.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
 
+/// A switch for tests only.
+const UNGUARDED: &str = "REDIS_MIGRATION_TEST_UNGUARDED";
+
 #[derive(Debug, Error)]
 pub enum KeeperError {
     #[error(transparent)]
@@ -93,6 +96,8 @@ pub struct Keeper {
     pub guards: Vec<(u16, u64, i64)>,
     /// Up to this offset an earlier process may have applied commands.
     pub replay_until: i64,
+    /// What is kept is written and not heeded: for a test that must see what happens then.
+    pub unguarded: bool,
 }
 
 impl Keeper {
@@ -120,7 +125,11 @@ impl Keeper {
             recorded_at: Instant::now(),
             guards: Vec::new(),
             replay_until: 0,
+            unguarded: std::env::var_os(UNGUARDED).is_some_and(|value| value == "1"),
         };
+        if keeper.unguarded {
+            tracing::warn!("{UNGUARDED} is set: commands may be applied twice");
+        }
         let found = match keeper.stand(state, matches!(router, Router::Single)) {
             Standing::Nothing => Found::Nothing,
             Standing::Lost(why) => Found::Begun(why),

@@ -188,6 +188,8 @@ pub struct Outbox<S> {
     /// The first lane whose pending commands fill a batch.
     full: Option<usize>,
     pub batches: u64,
+    /// Batches that were answered and need nothing more.
+    pub done: u64,
     /// `None`: nothing is kept in the target.
     pub kept: Option<Kept>,
 }
@@ -205,6 +207,7 @@ impl<S> Outbox<S> {
             batch_commands: u32::try_from(pipeline_commands / 4).unwrap_or(u32::MAX).max(1),
             full: None,
             batches: 0,
+            done: 0,
             kept: None,
         }
     }
@@ -472,6 +475,7 @@ impl<S> Outbox<S> {
 
     /// The batch stands on the target, or what does not was set aside.
     pub fn answered(&mut self, lane: usize, batch: Batch) {
+        self.done += 1;
         let Some(slot) = self.slots.get_mut(lane) else { return };
         if let Some(sent) = slot.sent.iter_mut().find(|sent| sent.sequence == batch.sequence) {
             sent.done = true;

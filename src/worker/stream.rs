@@ -156,6 +156,10 @@ impl Stream {
         let Some(spec) = known else { return self.unknown(args, to) };
         match spec.kind {
             Kind::Noise => return Taken::Done { commands: 0 },
+            // Sentinels tell each other of a master there: those of the target would take the source for theirs.
+            Kind::Publish if args.arg(1) == Some(b"__sentinel__:hello") => {
+                return Taken::Done { commands: 0 };
+            }
             Kind::Select => {
                 if let Some(db) = args.arg(1).and_then(decimal) {
                     self.place.db = db;

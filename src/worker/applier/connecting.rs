@@ -176,7 +176,8 @@ impl Applier {
                         offset,
                     }));
                 }
-                if position != self.stands.position {
+                let heeded = self.keeper.as_ref().is_some_and(|keeper| !keeper.unguarded);
+                if position != self.stands.position && heeded {
                     let Place { keys, commands, .. } = self.stands;
                     let stage = Stage::Stream(StreamPlace { db });
                     self.stands = Place { position, stage, keys, commands };
@@ -214,7 +215,7 @@ impl Applier {
         let (Some(keeper), Some(kept)) = (&self.keeper, &mut self.outbox.kept) else { return };
         kept.shift = self.offset_shift;
         kept.history = keeper.history;
-        kept.set_guards(&keeper.guards);
+        kept.set_guards(if keeper.unguarded { &[] } else { &keeper.guards });
     }
 
     /// The stream of an earlier process goes on.

@@ -54,9 +54,7 @@ impl Applier {
         }
         self.open_new_lanes().await?;
         // So that a replay does not run it again.
-        self.flush().await?;
-        self.wait_idle().await?;
-        self.write_records(true).await
+        self.flush().await
     }
 
     fn guarding(&self, end: u64) -> Option<Guarding> {
@@ -75,7 +73,8 @@ impl Applier {
         let addresses = self.lane_addresses.clone();
         let (numbers, progress) = (&mut self.numbers, &self.progress);
         let waiting = Box::new(move |why: &str| tell(numbers, progress, why));
-        Direct::new(&self.setup.target_dialer, &mut self.router, addresses, guarding, waiting)
+        let conversations = &mut self.conversations;
+        Direct::new(&self.setup.target_dialer, &mut self.router, addresses, conversations, guarding, waiting)
     }
 
     pub(super) async fn send_full(&mut self) -> Result<(), Interrupted> {
