@@ -37,7 +37,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             pipeline_commands: 1024,
-            pipeline_bytes: mebibytes("64Mi", 64),
+            pipeline_bytes: mebibytes("16Mi", 16),
             max_restore_bytes: mebibytes("64Mi", 64),
             bytes_per_second: 0,
             keys_per_second: 0,
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn default_sizes_are_what_their_text_says() {
         let limits = Limits::default();
-        assert_eq!(limits.pipeline_bytes, "64Mi".parse().unwrap());
+        assert_eq!(limits.pipeline_bytes, "16Mi".parse().unwrap());
         assert_eq!(limits.spool_disk, "10Gi".parse().unwrap());
         assert_eq!(limits.spool_disk.bytes(), 10 << 30);
     }
