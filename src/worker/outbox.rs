@@ -328,6 +328,7 @@ impl<S> Outbox<S> {
         }
     }
 
+    /// False for a node that serves nothing any more.
     pub fn has_lane(&self, lane: usize) -> bool {
         self.slots.get(lane).is_some_and(|slot| slot.lane.is_some())
     }

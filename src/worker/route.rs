@@ -1,6 +1,6 @@
 //! Which lane a key belongs to.
 
-use crate::slot::slot;
+use crate::slot::{SLOT_COUNT, slot};
 use crate::topology::SlotMap;
 
 #[derive(Clone, Debug)]
@@ -24,11 +24,14 @@ impl Router {
         }
     }
 
-    /// A slot that nobody serves goes to lane 0, whose node refuses the command: that is then retried.
+    /// A slot that nobody serves goes to any node, which refuses the command: that is then retried.
     pub fn lane_of_slot(&self, slot: u16) -> usize {
         match self {
             Self::Single => 0,
-            Self::Slots(map) => map.owner(slot).unwrap_or_default(),
+            Self::Slots(map) => map
+                .owner(slot)
+                .or_else(|| (0..SLOT_COUNT).find_map(|slot| map.owner(slot)))
+                .unwrap_or_default(),
         }
     }
 }

@@ -100,6 +100,9 @@ pub fn apply<S>(
         }
         Event::Function { code } => {
             for lane in 0..outbox.lanes() {
+                if !outbox.has_lane(lane) {
+                    continue;
+                }
                 if let Some(pending) = outbox.pending(lane) {
                     let out = pending.command();
                     array_header(4, out);
