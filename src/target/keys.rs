@@ -1,0 +1,243 @@
+//! The keys that a migration keeps in its target (PURE): names and contents.
+//!
+//! All begin with `redis-migration:`, hold a hash tag, and are removed when the migration is complete:
+//!
+//! - `…:epoch`, one a node: who may write. A later process raises it, an earlier one stops when it sees that.
+//! - `…:at`, one a node: a [`Record`]; everything of this shard for this node up to there stands.
+//! - `…:guard`, one a slot of a cluster: every command of this shard for this slot up to there stands.
+//! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
+
+use crate::slot::tag_for_slot;
+
+/// Keys of the tool's own begin with this; no verification looks at them.
+pub const PREFIX: &[u8] = b"redis-migration:";
+/// First word of a [`Record`]; another form gets another.
+const RECORD_FORM: &str = "1";
+
+/// Key names of one shard of one migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyNames {
+    /// `<uid>:<lineage>`
+    name: String,
+}
+
+impl KeyNames {
+    /// `uid`: of the migration; `lineage`: of the source shard, the same after a failover.
+    pub fn new(uid: &str, lineage: &str) -> Self {
+        Self { name: format!("{uid}:{lineage}") }
+    }
+
+    /// Names our connections in CLIENT LIST, followed by epoch and number.
+    pub fn client(&self) -> String {
+        // No spaces are allowed there, and none are in a uid.
+        format!("redis-migration:{}", self.name)
+    }
+
+    pub fn epoch(&self, slot: u16) -> Vec<u8> {
+        self.key(slot, "epoch")
+    }
+
+    pub fn at(&self, slot: u16) -> Vec<u8> {
+        self.key(slot, "at")
+    }
+
+    pub fn guard(&self, slot: u16) -> Vec<u8> {
+        self.key(slot, "guard")
+    }
+
+    pub fn chain(&self) -> Vec<u8> {
+        self.key(0, "chain")
+    }
+
+    fn key(&self, slot: u16, kind: &str) -> Vec<u8> {
+        format!("redis-migration:{{{}}}:{}:{kind}", tag_for_slot(slot), self.name).into_bytes()
+    }
+}
+
+/// How far one shard has come on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Which full sync this belongs to; a later one has a higher number.
+    pub history: u64,
+    /// The set of nodes that records were written for; each set has a higher number than the one before.
+    pub layout: u64,
+    /// How many records the layout has.
+    pub nodes: u32,
+    /// Cross-slot commands up to this offset were run: a replay must not begin before it.
+    pub barrier: i64,
+    pub place: RecordPlace,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordPlace {
+    /// In the RDB, at this spool position.
+    Snapshot { position: u64 },
+    Stream {
+        replication_id: String,
+        offset: i64,
+        /// The source's database behind `offset`.
+        db: u64,
+    },
+}
+
+impl Record {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        use std::io::Write;
+        let Self { history, layout, nodes, barrier, .. } = self;
+        // Writing to a vector does not fail.
+        let _ = write!(out, "{RECORD_FORM} {history} {layout} {nodes} {barrier} ");
+        let _ = match &self.place {
+            RecordPlace::Snapshot { position } => write!(out, "snapshot {position}"),
+            RecordPlace::Stream { replication_id, offset, db } => {
+                write!(out, "stream {replication_id} {offset} {db}")
+            }
+        };
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.encode(&mut out);
+        out
+    }
+
+    /// `None`: not one that we wrote.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        if words.next()? != RECORD_FORM {
+            return None;
+        }
+        let history = words.next()?.parse().ok()?;
+        let layout = words.next()?.parse().ok()?;
+        let nodes = words.next()?.parse().ok()?;
+        let barrier = words.next()?.parse().ok()?;
+        let place = match words.next()? {
+            "snapshot" => RecordPlace::Snapshot { position: words.next()?.parse().ok()? },
+            "stream" => RecordPlace::Stream {
+                replication_id: words.next()?.to_owned(),
+                offset: words.next()?.parse().ok()?,
+                db: words.next()?.parse().ok()?,
+            },
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self { history, layout, nodes, barrier, place })
+    }
+
+    /// Records of one history in the order of their places.
+    pub fn order(&self) -> (bool, i64) {
+        match self.place {
+            RecordPlace::Snapshot { position } => (false, i64::try_from(position).unwrap_or(i64::MAX)),
+            RecordPlace::Stream { offset, .. } => (true, offset),
+        }
+    }
+}
+
+/// What a guard holds: `history offset`.
+pub fn guard_value(history: u64, offset: i64) -> Vec<u8> {
+    format!("{history} {offset}").into_bytes()
+}
+
+pub fn parse_guard(value: &[u8]) -> Option<(u64, i64)> {
+    let (history, offset) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    Some((history.parse().ok()?, offset.parse().ok()?))
+}
+
+/// What the records of all nodes come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing was ever written.
+    Nothing,
+    /// Everything before the lowest of these stands everywhere.
+    At(Box<Record>),
+    /// Records are missing or contradict each other: a node has lost what it had.
+    Lost(&'static str),
+}
+
+/// `records`: all that were found, of any layout; on a single server one for each database that holds one.
+/// The newest layout that is whole decides; an older one only lies further back.
+pub fn standing(records: &[Record], single: bool) -> Standing {
+    let Some(history) = records.iter().map(|record| record.history).max() else { return Standing::Nothing };
+    let current = records.iter().filter(|record| record.history == history);
+    if single {
+        // Each batch leaves one in the database that it ended in; the last one counts.
+        return match current.max_by_key(|record| record.order()) {
+            Some(record) => Standing::At(Box::new(record.clone())),
+            None => Standing::Nothing,
+        };
+    }
+    let mut layouts: Vec<u64> = current.clone().map(|record| record.layout).collect();
+    layouts.sort_unstable();
+    layouts.dedup();
+    for layout in layouts.into_iter().rev() {
+        let of_layout = || current.clone().filter(|record| record.layout == layout);
+        let whole = of_layout().next().is_some_and(|record| record.nodes as usize <= of_layout().count());
+        if !whole {
+            continue;
+        }
+        let barrier = records.iter().map(|record| record.barrier).max().unwrap_or_default();
+        if let Some(lowest) = of_layout().min_by_key(|record| record.order()) {
+            let (in_stream, offset) = lowest.order();
+            if in_stream && offset < barrier {
+                return Standing::Lost(
+                    "a command over several slots was applied on one node and lost on another",
+                );
+            }
+            return Standing::At(Box::new(Record { barrier, ..lowest.clone() }));
+        }
+    }
+    Standing::Lost("the record of a node is missing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::slot;
+
+    fn record(layout: u64, nodes: u32, offset: i64) -> Record {
+        let place = RecordPlace::Stream { replication_id: "f".repeat(40), offset, db: 3 };
+        Record { history: 7, layout, nodes, barrier: 0, place }
+    }
+
+    #[test]
+    fn keys_are_of_their_slot_and_records_are_read_as_written() {
+        let names = KeyNames::new("u-1", "0");
+        for number in [0, 1, 5000, 16383] {
+            for key in [names.epoch(number), names.at(number), names.guard(number)] {
+                assert_eq!(slot(&key), number);
+                assert!(key.starts_with(PREFIX));
+            }
+        }
+        let written = record(1, 3, 99);
+        assert_eq!(Record::parse(&written.to_bytes()), Some(written.clone()));
+        let loading = Record { place: RecordPlace::Snapshot { position: 4 }, ..written };
+        assert_eq!(Record::parse(&loading.to_bytes()), Some(loading));
+        for wrong in ["", "1", "2 7 1 1 0 snapshot 4", "1 7 1 1 0 snapshot 4 5", "1 7 1 1 0 stream x"] {
+            assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+        assert_eq!(parse_guard(&guard_value(7, 12)), Some((7, 12)));
+    }
+
+    #[test]
+    fn the_lowest_record_of_the_newest_whole_layout_counts() {
+        let records = [record(1, 2, 10), record(1, 2, 12), record(2, 3, 50), record(2, 3, 51)];
+        assert_eq!(standing(&records, false), Standing::At(Box::new(records[0].clone())));
+        let whole = [&records[..], &[record(2, 3, 49)]].concat();
+        assert_eq!(standing(&whole, false), Standing::At(Box::new(record(2, 3, 49))));
+        assert!(matches!(standing(&records[2..], false), Standing::Lost(_)));
+        assert_eq!(standing(&[], false), Standing::Nothing);
+    }
+
+    #[test]
+    fn a_node_that_fell_behind_a_command_over_several_slots_is_lost() {
+        let ahead = Record { barrier: 40, ..record(1, 2, 60) };
+        assert!(matches!(standing(&[ahead, record(1, 2, 30)], false), Standing::Lost(_)));
+    }
+
+    #[test]
+    fn a_single_server_is_where_its_newest_record_says() {
+        let older = Record { history: 6, ..record(1, 1, 900) };
+        assert_eq!(
+            standing(&[record(1, 1, 10), record(1, 1, 70), older], true),
+            Standing::At(Box::new(record(1, 1, 70)))
+        );
+    }
+}

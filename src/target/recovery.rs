@@ -1,0 +1,158 @@
+//! Reading back, writing first and removing at last what a migration keeps in its target.
+
+use std::collections::BTreeMap;
+
+use super::keys::{KeyNames, Record, parse_guard};
+use crate::connection::{Address, Connection, ConnectionError, Dialer};
+use crate::resp::{Next, Reply, ReplyVerdict};
+use crate::slot::SlotRanges;
+
+/// Slots asked about in one go.
+const SLOTS_AT_ONCE: usize = 512;
+
+/// What one node keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    pub records: Vec<Record>,
+    /// Several for a slot where there are several databases.
+    pub guards: Vec<Guard>,
+}
+
+/// Slot, history, offset.
+pub type Guard = (u16, u64, i64);
+
+/// Reads what a node keeps for this shard. `slots`: those that it serves; `None` on a single server. The
+/// connection is in any database afterwards.
+pub async fn read(
+    connection: &mut Connection,
+    dialer: &Dialer,
+    names: &KeyNames,
+    slots: Option<&SlotRanges>,
+) -> Result<NodeState, ConnectionError> {
+    let mut state = NodeState::default();
+    // Of those under one name, one a database, the last one counts.
+    let mut records: BTreeMap<u16, Record> = BTreeMap::new();
+    for db in databases(connection).await? {
+        if db > 0 || slots.is_none() {
+            connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        }
+        match slots {
+            None => {
+                let reply = connection.query(&[b"GET", &names.at(0)]).await?;
+                if let Some(record) = reply.bytes().and_then(|value| Record::parse(value)) {
+                    keep_newest(&mut records, 0, record);
+                }
+            }
+            Some(slots) => {
+                read_slots(connection, dialer, names, slots, (&mut records, &mut state.guards)).await?;
+            }
+        }
+    }
+    state.records = records.into_values().collect();
+    Ok(state)
+}
+
+async fn read_slots(
+    connection: &mut Connection,
+    dialer: &Dialer,
+    names: &KeyNames,
+    slots: &SlotRanges,
+    (records, guards): (&mut BTreeMap<u16, Record>, &mut Vec<Guard>),
+) -> Result<(), ConnectionError> {
+    let all: Vec<u16> = slots.iter().collect();
+    for chunk in all.chunks(SLOTS_AT_ONCE) {
+        for &slot in chunk {
+            connection.queue(&[b"GET".as_slice(), &names.at(slot)]);
+            connection.queue(&[b"GET".as_slice(), &names.guard(slot)]);
+        }
+        connection.send_queued().await?;
+        // Every reply is taken before one of them ends this.
+        let mut replies = Vec::with_capacity(2 * chunk.len());
+        for _ in 0..2 * chunk.len() {
+            replies.push(connection.receive().await?);
+        }
+        for (&slot, pair) in chunk.iter().zip(replies.chunks(2)) {
+            if let Some(reply) = pair.first() {
+                let found = value(connection, dialer, &names.at(slot), reply).await?;
+                if let Some(record) = found.and_then(|value| Record::parse(&value)) {
+                    keep_newest(records, slot, record);
+                }
+            }
+            if let Some(reply) = pair.get(1) {
+                let found = value(connection, dialer, &names.guard(slot), reply).await?;
+                let guard = found.and_then(|value| parse_guard(&value));
+                guards.extend(guard.map(|(history, offset)| (slot, history, offset)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn keep_newest(records: &mut BTreeMap<u16, Record>, slot: u16, record: Record) {
+    let key = |record: &Record| (record.history, record.layout, record.order());
+    if records.get(&slot).is_none_or(|kept| key(kept) < key(&record)) {
+        records.insert(slot, record);
+    }
+}
+
+/// The value in the reply to `GET key`; a key of a slot on the move may be at the slot's next owner.
+async fn value(
+    connection: &Connection,
+    dialer: &Dialer,
+    key: &[u8],
+    reply: &Reply,
+) -> Result<Option<Vec<u8>>, ConnectionError> {
+    let text = match reply {
+        Reply::Error(text) => text,
+        reply => return Ok(reply.bytes().map(|bytes| bytes.to_vec())),
+    };
+    let ReplyVerdict::Ask { address, .. } = ReplyVerdict::of(text) else {
+        return Err(ConnectionError::from_reply(connection.address(), b"GET", text));
+    };
+    let mut there = dialer.connect(&address.or_host_of(connection.address())).await?;
+    there.query(&[b"ASKING"]).await?;
+    let reply = there.query(&[b"GET", key]).await?;
+    Ok(reply.bytes().map(|bytes| bytes.to_vec()))
+}
+
+/// Databases that hold anything, from INFO.
+pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, ConnectionError> {
+    let text = connection.query_text(&[b"INFO", b"keyspace"]).await?;
+    Ok(text.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok()).collect())
+}
+
+/// Removes everything that this shard kept on a node.
+pub async fn remove(
+    dialer: &Dialer,
+    address: &Address,
+    names: &KeyNames,
+    slots: Option<&SlotRanges>,
+) -> Result<(), ConnectionError> {
+    let mut connection = dialer.connect(address).await?;
+    for db in databases(&mut connection).await? {
+        if db > 0 || slots.is_none() {
+            connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        }
+        let all: Vec<u16> = slots.map_or_else(|| vec![0], |slots| slots.iter().collect());
+        for chunk in all.chunks(SLOTS_AT_ONCE) {
+            for &slot in chunk {
+                let keys = [names.at(slot), names.guard(slot), names.epoch(slot)];
+                let [at, guard, epoch] = &keys;
+                let chain = if slots.is_none() { names.chain() } else { guard.clone() };
+                connection.queue(&[b"DEL".as_slice(), at, guard, epoch, &chain]);
+            }
+            connection.send_queued().await?;
+            for _ in chunk {
+                if let Reply::Error(text) = connection.receive().await? {
+                    let error = ConnectionError::from_reply(connection.address(), b"DEL", &text);
+                    // A slot that is just moving: its keys stay, and are ours to nobody's harm.
+                    if ReplyVerdict::of(&text).next() != Next::Reroute {
+                        return Err(error);
+                    }
+                    tracing::warn!(%error, "a key of the migration stays on the target");
+                }
+            }
+        }
+    }
+    Ok(())
+}
