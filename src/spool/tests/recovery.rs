@@ -314,10 +314,10 @@ proptest! {
             if at_rest {
                 idle(&reader).await;
             }
-            let (history, applied, stands) = {
+            let (history, applied, stands, stream_at) = {
                 let state = reader.shared.lock();
                 let unwritten = state.entries.get(state.unwritten());
-                (state.history, state.applied, unwritten.map_or(state.applied, |entry| entry.position))
+                (state.history, state.applied, unwritten.map_or(state.applied, |entry| entry.position), state.stream_at)
             };
             crash(&reader, root.path());
             inflict(&damage, &root.path().join("spool").join("run-0"));
@@ -337,7 +337,8 @@ proptest! {
                     assert!(end >= stands, "{recovered:?} {applied} {stands}");
                 }
             } else if matches!(damage, Damage::None) && at_rest {
-                assert!(stands <= applied, "{applied} to {stands} stood there");
+                // Or the RDB's end is in memory only, so that the rest is of no use.
+                assert!(stands <= applied || stream_at.is_some_and(|stream_at| stands < stream_at), "{applied} to {stands} stood there");
             }
             drop((writer, reader));
         });
