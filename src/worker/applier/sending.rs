@@ -439,7 +439,8 @@ impl Applier {
             Stage::Snapshot { .. } => RecordPlace::Snapshot { position: *position },
             Stage::Stream(_) => self.stream_place(*position),
         };
-        if !must && !keeper.is_due(&place, self.outbox.is_chained()) {
+        // What is under way holds a newer one, or will be followed by one.
+        if !must && (!self.outbox.is_quick() || !keeper.is_due(&place, self.outbox.is_chained())) {
             return Ok(());
         }
         self.write_records_at(place).await
