@@ -138,14 +138,15 @@ fn a_truncated_snapshot_is_asked_for_again() -> Result<()> {
 #[test]
 fn a_snapshot_that_is_always_truncated_is_never_in_sync() -> Result<()> {
     let setting = setting("yes", Fault::Cut { at: 350_000 }, u64::MAX)?;
-    let tool = Tool::until_in_sync(&setting.manifest)?;
+    let policy = serde_json::json!({"backoffLimit": 2, "progressDeadlineSeconds": 3});
+    let tool = Tool::until_in_sync(&setting.manifest.clone().set("/spec/failurePolicy", policy))?;
     wait_until("four attempts", PATIENCE, || Ok((setting.proxy.damaged() >= 4).then_some(())))?;
     tool.wait_for("the reason", PATIENCE, |status| {
         status["shards"][0]["lastError"]
             .as_str()
             .is_some_and(|error| error.contains("in the middle of the RDB"))
     })?;
-    tool.terminate()?;
-    let run = tool.expect_exit(4, PATIENCE)?;
+    let run = tool.expect_exit(1, PATIENCE)?;
+    ensure!(run.stderr.contains("no progress for 3 s"), "{}", run.stderr);
     never_in_sync(&run)
 }

@@ -55,6 +55,8 @@ struct Run {
     drain: watch::Sender<bool>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
+    /// Full resyncs by the time that all shards had their snapshot last.
+    settled_resyncs: u64,
 }
 
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
@@ -185,6 +187,7 @@ impl Run {
             restarts: 0,
             drain: watch::Sender::new(false),
             last_progress: (Instant::now(), (0, 0)),
+            settled_resyncs: 0,
         };
         (0..run.setups.len()).for_each(|index| run.start_worker(index));
         run
@@ -500,13 +503,18 @@ impl Run {
             let numbers = shard.numbers();
             is_in_sync(&numbers, &shard.link()) && numbers.lag_bytes == 0
         };
-        // What is replayed time and again is no progress; only a new full sync starts again from 0.
+        let policy = self.plan.failure_policy;
+        if self.shards.iter().all(|shard| shard.numbers().phase == ShardPhase::IncrementalSync) {
+            self.settled_resyncs = resyncs;
+        }
+        // What is replayed time and again is no progress; only a new full sync starts again from 0, and not
+        // for ever, should none of them come to its end.
+        let resyncs = resyncs.min(self.settled_resyncs + u64::from(policy.backoff_limit));
         if (resyncs, moved) > self.last_progress.1 {
             self.last_progress = (Instant::now(), (resyncs, moved));
         } else if self.shards.iter().all(idle) {
             self.last_progress.0 = Instant::now();
         }
-        let policy = self.plan.failure_policy;
         let deadline = Duration::from_secs(policy.progress_deadline_seconds);
         if !deadline.is_zero() && self.last_progress.0.elapsed() > deadline {
             let mut last = self.state.status.shards.iter().map(|shard| shard.last_error.as_str());

@@ -4,15 +4,18 @@
 //! A *mark* is a place in the spool between two units, together with the decoder's state there. It becomes
 //! the acknowledged place once every lane has answered everything that was sent before it.
 
+mod kept;
+
 use std::collections::VecDeque;
 
 use tokio::sync::mpsc;
 
 use crate::resp::{array_header, bulk};
-use crate::slot::SLOT_COUNT;
 use crate::target::chain;
-use crate::target::keys::{KeyNames, guard_value};
+use crate::target::keys::guard_value;
 use crate::target::lane::{Batch, Exception, Lane, LaneError, LaneReport};
+
+pub use kept::Kept;
 
 /// A lane's batch is sent when it holds this much.
 const BATCH_BYTES: usize = 64 << 10;
@@ -97,60 +100,6 @@ struct Slot {
     held: bool,
     /// Batches up to this one belong to a history that is over: only that they are answered matters.
     void_to: u64,
-}
-
-/// What is kept in the target beside the data, with `delivery: ExactlyOnce`.
-#[derive(Debug)]
-pub struct Kept {
-    pub names: KeyNames,
-    /// The full sync that all of it belongs to.
-    pub history: u64,
-    /// Replication offset minus spool position.
-    pub shift: i64,
-    at: Vec<u8>,
-    chain: Vec<u8>,
-    /// Key and value.
-    epoch: (Vec<u8>, Vec<u8>),
-    /// Batches go out as a chain: the stream to a single server.
-    chained: bool,
-    /// Units of a slot that end here or before were applied by an earlier attempt; empty: none were.
-    guards: Vec<u64>,
-    /// No guard lies behind this position.
-    guarded_to: u64,
-}
-
-impl Kept {
-    pub fn new(names: KeyNames, epoch: u64, history: u64) -> Self {
-        let (at, chain) = (names.at(0), names.chain());
-        let epoch = (names.epoch(0), epoch.to_string().into_bytes());
-        let guards = Vec::new();
-        Self { names, history, shift: 0, at, chain, epoch, chained: false, guards, guarded_to: 0 }
-    }
-
-    /// `guards`: slot, history and offset, as they were found on the target.
-    pub fn set_guards(&mut self, guards: &[(u16, u64, i64)]) {
-        self.guards.clear();
-        self.guarded_to = 0;
-        for &(slot, history, offset) in guards {
-            let position = u64::try_from(offset.saturating_sub(self.shift)).unwrap_or_default();
-            if history != self.history || position == 0 || slot >= SLOT_COUNT {
-                continue;
-            }
-            self.guards.resize(usize::from(SLOT_COUNT), 0);
-            if let Some(guard) = self.guards.get_mut(usize::from(slot)) {
-                *guard = position.max(*guard);
-            }
-            self.guarded_to = self.guarded_to.max(position);
-        }
-    }
-
-    fn is_guarded(&self, slot: u16, end: u64) -> bool {
-        end <= self.guarded_to && self.guards.get(usize::from(slot)).is_some_and(|guard| end <= *guard)
-    }
-
-    pub fn offset(&self, position: u64) -> i64 {
-        position as i64 + self.shift
-    }
 }
 
 struct Mark<S> {
@@ -562,81 +511,4 @@ impl<S> Outbox<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::target::lane::ExceptionKind;
-
-    fn outbox(lanes: usize) -> Outbox<&'static str> {
-        Outbox::with_lanes(lanes)
-    }
-
-    /// One command for `lane`, as a batch that ends at `end`.
-    fn sent(outbox: &mut Outbox<&'static str>, lane: usize, end: u64) -> Batch {
-        outbox.pending(lane).unwrap().command().extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
-        outbox.take_batch(lane, end, b"").unwrap()
-    }
-
-    fn answer(lane: usize, batch: Batch) -> LaneReport {
-        LaneReport::Answered { lane, batch, exceptions: Vec::new() }
-    }
-
-    fn moved(lane: usize, batch: Batch) -> LaneReport {
-        let kind = ExceptionKind::Error(b"MOVED 1 127.0.0.1:1".to_vec());
-        LaneReport::Answered { lane, batch, exceptions: vec![Exception { index: 0, element: None, kind }] }
-    }
-
-    #[test]
-    fn a_mark_waits_for_every_batch_before_it_and_for_none_behind() {
-        let mut outbox = outbox(2);
-        let (first, second) = (sent(&mut outbox, 0, 10), sent(&mut outbox, 0, 20));
-        let other = sent(&mut outbox, 1, 20);
-        outbox.mark("twenty");
-        let later = sent(&mut outbox, 0, 30);
-        assert!(matches!(outbox.hear(moved(0, first)), Heard::Trouble(_)));
-        outbox.hear(answer(0, second));
-        outbox.hear(answer(0, later));
-        outbox.hear(answer(1, other));
-        // The first batch is answered, but what it holds does not stand yet.
-        assert_eq!(outbox.reached(), None);
-        outbox.answered(0, Batch { sequence: 1, ..Batch::default() });
-        assert_eq!(outbox.reached(), Some("twenty"));
-    }
-
-    #[test]
-    fn answers_to_an_ended_history_do_not_let_commands_of_the_next_be_skipped() {
-        let mut outbox = outbox(1);
-        let old = sent(&mut outbox, 0, 1_000_000);
-        outbox.begin();
-        outbox.hear(answer(0, old));
-        let new = sent(&mut outbox, 0, 50);
-        outbox.hear(answer(0, new));
-        outbox.rewind(true);
-        assert!(outbox.is_applied(0, None, 50));
-        assert!(!outbox.is_applied(0, None, 51));
-    }
-
-    #[test]
-    fn commands_of_an_ended_history_are_not_sent_again_over_the_next() {
-        let mut outbox = outbox(1);
-        let old = sent(&mut outbox, 0, 1_000);
-        outbox.begin();
-        let new = sent(&mut outbox, 0, 50);
-        outbox.mark("fifty");
-        assert!(matches!(outbox.hear(moved(0, old)), Heard::Fine));
-        assert!(matches!(outbox.hear(moved(0, new)), Heard::Trouble(_)));
-        assert_eq!(outbox.reached(), None);
-    }
-
-    #[tokio::test]
-    async fn a_late_report_of_an_ended_lane_reaches_nobody() {
-        let mut outbox = outbox(1);
-        let old = sent(&mut outbox, 0, 10);
-        let late = outbox.reporter.clone();
-        outbox.rewind(true);
-        let new = sent(&mut outbox, 0, 10);
-        assert!(late.send(moved(0, old)).await.is_err());
-        outbox.reporter.clone().send(answer(0, new)).await.unwrap();
-        let LaneReport::Answered { batch, exceptions, .. } = outbox.report().await else { panic!() };
-        assert_eq!((batch.sequence, exceptions.len()), (2, 0));
-    }
-}
+mod tests;

@@ -1,0 +1,76 @@
+use super::*;
+use crate::target::lane::ExceptionKind;
+
+fn outbox(lanes: usize) -> Outbox<&'static str> {
+    Outbox::with_lanes(lanes)
+}
+
+/// One command for `lane`, as a batch that ends at `end`.
+fn sent(outbox: &mut Outbox<&'static str>, lane: usize, end: u64) -> Batch {
+    outbox.pending(lane).unwrap().command().extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+    outbox.take_batch(lane, end, b"").unwrap()
+}
+
+fn answer(lane: usize, batch: Batch) -> LaneReport {
+    LaneReport::Answered { lane, batch, exceptions: Vec::new() }
+}
+
+fn moved(lane: usize, batch: Batch) -> LaneReport {
+    let kind = ExceptionKind::Error(b"MOVED 1 127.0.0.1:1".to_vec());
+    LaneReport::Answered { lane, batch, exceptions: vec![Exception { index: 0, element: None, kind }] }
+}
+
+#[test]
+fn a_mark_waits_for_every_batch_before_it_and_for_none_behind() {
+    let mut outbox = outbox(2);
+    let (first, second) = (sent(&mut outbox, 0, 10), sent(&mut outbox, 0, 20));
+    let other = sent(&mut outbox, 1, 20);
+    outbox.mark("twenty");
+    let later = sent(&mut outbox, 0, 30);
+    assert!(matches!(outbox.hear(moved(0, first)), Heard::Trouble(_)));
+    outbox.hear(answer(0, second));
+    outbox.hear(answer(0, later));
+    outbox.hear(answer(1, other));
+    // The first batch is answered, but what it holds does not stand yet.
+    assert_eq!(outbox.reached(), None);
+    outbox.answered(0, Batch { sequence: 1, ..Batch::default() });
+    assert_eq!(outbox.reached(), Some("twenty"));
+}
+
+#[test]
+fn answers_to_an_ended_history_do_not_let_commands_of_the_next_be_skipped() {
+    let mut outbox = outbox(1);
+    let old = sent(&mut outbox, 0, 1_000_000);
+    outbox.begin();
+    outbox.hear(answer(0, old));
+    let new = sent(&mut outbox, 0, 50);
+    outbox.hear(answer(0, new));
+    outbox.rewind(true);
+    assert!(outbox.is_applied(0, None, 50));
+    assert!(!outbox.is_applied(0, None, 51));
+}
+
+#[test]
+fn commands_of_an_ended_history_are_not_sent_again_over_the_next() {
+    let mut outbox = outbox(1);
+    let old = sent(&mut outbox, 0, 1_000);
+    outbox.begin();
+    let new = sent(&mut outbox, 0, 50);
+    outbox.mark("fifty");
+    assert!(matches!(outbox.hear(moved(0, old)), Heard::Fine));
+    assert!(matches!(outbox.hear(moved(0, new)), Heard::Trouble(_)));
+    assert_eq!(outbox.reached(), None);
+}
+
+#[tokio::test]
+async fn a_late_report_of_an_ended_lane_reaches_nobody() {
+    let mut outbox = outbox(1);
+    let old = sent(&mut outbox, 0, 10);
+    let late = outbox.reporter.clone();
+    outbox.rewind(true);
+    let new = sent(&mut outbox, 0, 10);
+    assert!(late.send(moved(0, old)).await.is_err());
+    outbox.reporter.clone().send(answer(0, new)).await.unwrap();
+    let LaneReport::Answered { batch, exceptions, .. } = outbox.report().await else { panic!() };
+    assert_eq!((batch.sequence, exceptions.len()), (2, 0));
+}
