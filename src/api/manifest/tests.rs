@@ -33,7 +33,7 @@ fn the_smallest_manifest_gets_every_default() {
     assert_eq!(plan.target.existing_keys, ExistingKeys::Fail);
     assert_eq!(plan.delivery, Delivery::ExactlyOnce);
     assert_eq!(plan.limits.pipeline_commands, 1024);
-    assert_eq!(plan.limits.pipeline_bytes, 64 << 20);
+    assert_eq!(plan.limits.pipeline_bytes, 16 << 20);
     assert_eq!(plan.limits.spool_disk, 10 << 30);
     assert_eq!(plan.verification.mode, VerificationMode::Full);
     assert_eq!(plan.cutover.mode, CutoverMode::Manual);
