@@ -24,9 +24,6 @@ use survey::{Survey, survey};
 /// Short enough that an address that swallows packets is told within 5 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Keys that are ours, on whatever server they are found, start so.
-pub const OWN_KEY_PREFIX: &str = "redis-migration:";
-
 /// What is to be checked. A side that is a file is left out.
 #[derive(Clone)]
 pub struct PreflightInput {

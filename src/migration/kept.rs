@@ -1,5 +1,6 @@
 //! What a migration keeps in its target, seen from outside of the workers: is it there, and away with it.
 
+use super::identity::identify;
 use crate::api::Plan;
 use crate::connection::{ConnectionError, Dialer};
 use crate::slot::SlotRanges;
@@ -48,10 +49,6 @@ pub async fn remove<'a>(
 }
 
 /// Names of the source's shards in keys on the target: the same after a failover, and in another process.
-pub fn lineages(source: &Topology) -> Vec<String> {
-    let lowest = |slots: &SlotRanges| slots.iter().next().unwrap_or_default().to_string();
-    match source.is_cluster() {
-        true => source.shards.iter().map(|shard| lowest(&shard.slots)).collect(),
-        false => vec!["0".to_owned()],
-    }
+fn lineages(source: &Topology) -> Vec<String> {
+    identify(source, &[], |_| false).into_iter().map(|shard| shard.lineage).collect()
 }

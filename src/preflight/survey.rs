@@ -1,9 +1,10 @@
 //! What one server tells about itself.
 
+use super::PreflightError;
 use super::permissions::{optional, permissions};
-use super::{OWN_KEY_PREFIX, PreflightError};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::Reply;
+use crate::target::keys::PREFIX;
 use crate::topology::{Role, ServerInfo, config, read_info};
 
 /// A page of keys; our own few are all on the first pages of a target that is otherwise empty.
@@ -84,8 +85,7 @@ async fn holds_foreign_key(connection: &mut Connection, database: u64) -> Result
     loop {
         let reply = connection.query(&[b"SCAN", &cursor, b"COUNT", PAGE.as_bytes()]).await?;
         let [next, keys] = reply.items() else { return Err(connection.unexpected(b"SCAN")) };
-        let foreign =
-            |key: &Reply| !key.bytes().is_some_and(|key| key.starts_with(OWN_KEY_PREFIX.as_bytes()));
+        let foreign = |key: &Reply| !key.bytes().is_some_and(|key| key.starts_with(PREFIX));
         if keys.items().iter().any(foreign) {
             return Ok(true);
         }

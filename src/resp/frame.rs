@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use super::Span;
+use super::{Args, Span};
 
 /// Bulk strings past the largest that any server accepts (`proto-max-bulk-len`, 512 MB by default,
 /// raised by some) are refused before memory is taken.
@@ -36,6 +36,16 @@ pub enum Parsed {
     Blank(usize),
     /// A command of this many bytes; the spans point into them.
     Command(usize),
+}
+
+/// Visits every command of `frames` that is whole, up to the first that is none.
+pub fn each_frame(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
+    let (mut spans, mut at) = (Vec::new(), 0);
+    while let Some(rest) = frames.get(at..).filter(|rest| !rest.is_empty()) {
+        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { return };
+        visit(&Args { frame: rest.get(..length).unwrap_or_default(), spans: &spans });
+        at += length;
+    }
 }
 
 /// Parses one frame at the front of `input`; `spans` is cleared and filled. Pure: the same bytes give

@@ -18,7 +18,7 @@ use crate::resp::{array_header, bulk, encode_command};
 pub const WINDOW: u64 = 256;
 /// What a lane may have unanswered, with room for those on their way to it.
 pub const MOST_BATCHES: usize = WINDOW as usize - 16;
-/// Replies to [`open`] and to [`close`] in front of and behind a batch's commands, database changes aside.
+/// Where the tokens are.
 pub const DATABASE: u64 = 0;
 
 /// Puts the tokens for batch `next` and those behind it in place.

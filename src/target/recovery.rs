@@ -6,6 +6,7 @@ use super::keys::{KeyNames, Record, parse_guard};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::slot::SlotRanges;
+use crate::topology::ServerInfo;
 
 /// Slots asked about in one go.
 const SLOTS_AT_ONCE: usize = 512;
@@ -115,10 +116,10 @@ async fn value(
     Ok(reply.bytes().map(|bytes| bytes.to_vec()))
 }
 
-/// Databases that hold anything, from INFO.
+/// Databases that hold anything, in ascending order.
 pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, ConnectionError> {
     let text = connection.query_text(&[b"INFO", b"keyspace"]).await?;
-    Ok(text.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok()).collect())
+    Ok(ServerInfo::parse(&text).keyspace.into_iter().map(|(db, _)| db).collect())
 }
 
 /// Removes everything that this shard kept on a node.

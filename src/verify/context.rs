@@ -14,13 +14,12 @@ use super::ledger::Ledger;
 use super::side::{self, Links, Side};
 use super::{KeyFilter, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress};
 use crate::resp::{Next, ReplyVerdict};
+use crate::target::keys::PREFIX;
 
 /// Keys under suspicion take no more memory than this; past it the next round scans again.
 const SUSPECT_BYTES: usize = 64 << 20;
 /// Buckets of all ledgers together, 512 KiB: writes leave single buckets open, not all keys.
 const LEDGER_BUCKETS: usize = 1 << 16;
-/// Keys with this prefix are ours, on either side.
-const OWN_PREFIX: &[u8] = b"redis-migration:";
 
 /// Two databases that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,7 +124,7 @@ impl Context {
     }
 
     pub fn visible(&self, pair: usize, key: &[u8]) -> bool {
-        !key.starts_with(OWN_PREFIX)
+        !key.starts_with(PREFIX)
             && self.sample.is_none_or(|sample| sample.picks(key))
             && self.include.as_ref().is_none_or(|include| include(self.pair(pair).source, key))
     }

@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::mending::{Guard, guard};
 use super::repair::{Refusal, Unit};
 use super::route::Router;
 use super::stream::Barrier;
 use crate::backoff::Backoff;
 use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
-use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::frame::{Parsed, each_frame, parse_frame};
 use crate::resp::{Args, Next, Reply, ReplyVerdict, encode_command};
 use crate::target::fence::{Closing, Fence, FenceError};
 use crate::target::keys::{PREFIX, Record, guard_value, parse_guard};
@@ -305,7 +306,7 @@ impl<'a> Direct<'a> {
         let mut backoff = Backoff::default();
         let mut redirections = 0;
         let mut ask: Option<Address> = None;
-        let guard = self.guarding.as_ref().and_then(|_| guard_in(frames));
+        let guard = self.guarding.as_ref().and_then(|_| guard(frames));
         // Sent, and not answered: it may stand.
         let mut uncertain = false;
         loop {
@@ -394,7 +395,7 @@ impl<'a> Direct<'a> {
             connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
             *current = db;
         }
-        if let Some(Guard { key, value: (history, offset) }) = unless {
+        if let Some((key, (history, offset))) = unless {
             if asking {
                 connection.query(&[b"ASKING"]).await?;
             }
@@ -516,38 +517,10 @@ impl Steps {
     }
 }
 
-/// The guard that a transaction sets: key, history and offset.
-struct Guard {
-    key: Vec<u8>,
-    value: (u64, i64),
-}
-
-fn guard_in(frames: &[u8]) -> Option<Guard> {
-    let mut found = None;
-    each(frames, |args| {
-        let key = args.arg(1).filter(|key| key.starts_with(PREFIX) && key.ends_with(b":guard"));
-        if let (true, Some(key), Some(value)) =
-            (args.name() == b"SET", key, args.arg(2).and_then(parse_guard))
-        {
-            found = Some(Guard { key: key.to_vec(), value });
-        }
-    });
-    found
-}
-
 fn count_frames(frames: &[u8]) -> usize {
     let mut count = 0;
-    each(frames, |_| count += 1);
+    each_frame(frames, |_| count += 1);
     count
-}
-
-fn each(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
-    let (mut spans, mut at) = (Vec::new(), 0);
-    while let Some(rest) = frames.get(at..).filter(|rest| !rest.is_empty()) {
-        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { return };
-        visit(&Args { frame: rest, spans: &spans });
-        at += length;
-    }
 }
 
 fn refusals(frames: &[u8], replies: &[Reply]) -> Vec<Refusal> {
@@ -556,12 +529,8 @@ fn refusals(frames: &[u8], replies: &[Reply]) -> Vec<Refusal> {
     let mut at = 0;
     for reply in replies {
         let Some(rest) = frames.get(at..) else { break };
-        let Ok(crate::resp::frame::Parsed::Command(length)) =
-            crate::resp::frame::parse_frame(rest, &mut spans)
-        else {
-            break;
-        };
-        let args = crate::resp::Args { frame: rest, spans: &spans };
+        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { break };
+        let args = Args { frame: rest, spans: &spans };
         let texts: Vec<&[u8]> = match reply {
             Reply::Error(text) => vec![text],
             Reply::Array(Some(inner)) => inner

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::outbox::Trouble;
 use super::repair::{Command, Unit, commands, is, is_stage, transaction_around, unit_of};
 use crate::command::{Class, class_of, keys, lookup};
-use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::frame::each_frame;
 use crate::resp::{Args, encode_command};
 use crate::target::keys::{guard_value, parse_guard};
 
@@ -24,6 +24,9 @@ pub struct Mending {
     /// A guard stands that lies behind a command to be sent again.
     pub out_of_order: bool,
 }
+
+/// Key, history and offset.
+pub(super) type Guard = (Vec<u8>, (u64, i64));
 
 /// A command must not stand before one that was refused, and cannot be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +94,11 @@ impl Mending {
         }
         self.out_of_order = true;
         let mut frames = Vec::with_capacity(unit.frames.len());
-        each(&unit.frames, |args, frame| {
+        each_frame(&unit.frames, |args| {
             if is_guard(args) {
                 encode_command(&[b"SET".as_slice(), &key, &guard_value(history, *highest)], &mut frames);
             } else {
-                frames.extend_from_slice(frame);
+                frames.extend_from_slice(args.frame);
             }
         });
         unit.frames = frames;
@@ -128,9 +131,10 @@ fn is_guard(args: &Args<'_>) -> bool {
     args.name() == b"SET" && args.arg(1).is_some_and(|key| is_stage(key) && key.ends_with(b":guard"))
 }
 
-fn guard(frames: &[u8]) -> Option<(Vec<u8>, (u64, i64))> {
+/// The guard that a transaction sets: its key, history and offset.
+pub(super) fn guard(frames: &[u8]) -> Option<Guard> {
     let mut found = None;
-    each(frames, |args, _| {
+    each_frame(frames, |args| {
         if is_guard(args) {
             found = args.arg(1).map(<[u8]>::to_vec).zip(args.arg(2).and_then(parse_guard));
         }
@@ -141,7 +145,7 @@ fn guard(frames: &[u8]) -> Option<(Vec<u8>, (u64, i64))> {
 /// Keys of the data that the commands touch.
 fn keys_of(frames: &[u8]) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    each(frames, |args, _| {
+    each_frame(frames, |args| {
         if is_guard(args) {
             return;
         }
@@ -158,44 +162,19 @@ fn keys_of(frames: &[u8]) -> Vec<Vec<u8>> {
 
 fn is_replayable(frames: &[u8]) -> bool {
     let mut replayable = true;
-    each(frames, |args, _| {
+    each_frame(frames, |args| {
         replayable &= lookup(args.name()).is_some_and(|spec| class_of(spec, args) == Class::Replayable);
     });
     replayable
 }
 
-fn each(frames: &[u8], mut visit: impl FnMut(&Args<'_>, &[u8])) {
-    let (mut spans, mut at) = (Vec::new(), 0);
-    while let Some(rest) = frames.get(at..).filter(|rest| !rest.is_empty()) {
-        let Ok(Parsed::Command(length)) = parse_frame(rest, &mut spans) else { return };
-        let frame = rest.get(..length).unwrap_or_default();
-        visit(&Args { frame, spans: &spans }, frame);
-        at += length;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::lane::{Batch, Exception, ExceptionKind};
+    use crate::worker::repair::tests::trouble;
     use crate::worker::repair::{Reading, examine};
 
     const GUARD: &str = "redis-migration:{a}:u:0:guard";
-
-    fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
-        let mut bytes = Vec::new();
-        commands.iter().for_each(|command| encode_command(command, &mut bytes));
-        let exceptions = errors
-            .iter()
-            .map(|&(index, text)| Exception {
-                index,
-                element: None,
-                kind: ExceptionKind::Error(text.as_bytes().to_vec()),
-            })
-            .collect();
-        let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0), head: 0 };
-        Trouble { lane: 0, batch, exceptions }
-    }
 
     fn again(trouble: &Trouble) -> Result<(Vec<String>, bool), Overtaken> {
         let failed = examine(trouble, Reading { snapshot: false, replay: false }).retry;
@@ -204,7 +183,7 @@ mod tests {
         let units = mending.units(trouble, failed)?;
         let mut words = Vec::new();
         for unit in units {
-            each(&unit.frames, |args, _| {
+            each_frame(&unit.frames, |args| {
                 let line: Vec<_> = args.iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
                 words.push(line.join(" "));
             });

@@ -6,6 +6,7 @@ use super::outbox::Trouble;
 use crate::command::{Route, lookup, route};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
+use crate::target::keys::PREFIX;
 use crate::target::lane::ExceptionKind;
 
 /// A command, or a whole transaction, that was not applied and shall be.
@@ -226,7 +227,7 @@ pub(super) fn depends_on_data(verdict: &ReplyVerdict) -> bool {
 }
 
 pub(super) fn is_stage(key: &[u8]) -> bool {
-    key.starts_with(b"redis-migration:")
+    key.starts_with(PREFIX)
 }
 
 /// The name that the large value behind this SET of its staging key was to get.
@@ -308,4 +309,4 @@ pub(super) fn transaction_around(commands: &[Command<'_>], index: usize) -> Opti
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

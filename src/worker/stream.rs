@@ -8,7 +8,7 @@ use crate::command::{
     Class, Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
     database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
 };
-use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::frame::{Parsed, each_frame, parse_frame};
 use crate::resp::{Args, Span, array_header, bulk, encode_command};
 use crate::version::ServerVersion;
 
@@ -540,17 +540,6 @@ fn is_guarded(frames: &[u8], rules: &StreamRules) -> bool {
         guarded |= spec.is_none_or(|spec| class_of(spec, args) == Class::Guarded);
     });
     guarded
-}
-
-fn each_frame(frames: &[u8], mut visit: impl FnMut(&Args<'_>)) {
-    let mut spans = Vec::new();
-    let mut at = 0;
-    while let Some(Ok(Parsed::Command(length))) =
-        frames.get(at..).filter(|rest| !rest.is_empty()).map(|rest| parse_frame(rest, &mut spans))
-    {
-        visit(&Args { frame: frames.get(at..at + length).unwrap_or_default(), spans: &spans });
-        at += length;
-    }
 }
 
 fn refused(args: &Args<'_>, why: &str) -> Taken {

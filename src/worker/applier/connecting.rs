@@ -45,15 +45,12 @@ impl Applier {
         };
         let nodes = keeper::nodes(&self.router, &self.lane_addresses);
         let mut connections = Vec::with_capacity(nodes.len());
-        let closing = self.keeper.as_ref().map(|keeper| Closing::Before(keeper.fence.floor()));
+        let closing = match &self.keeper {
+            Some(keeper) => Closing::Before(keeper.fence.floor()),
+            None => Closing::None,
+        };
         for node in nodes {
-            let connection = match (&self.keeper, closing) {
-                (Some(keeper), Some(closing)) => {
-                    let connected = keeper.fence.connect(&dialer, &node.place, closing).await;
-                    connected.map_err(|error| unkept(error.into()))?
-                }
-                _ => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
-            };
+            let connection = self.dial(&node, closing).await?;
             connections.push((node, connection));
         }
         self.outbox.reserve_lanes(self.lane_addresses.len());
@@ -87,20 +84,25 @@ impl Applier {
         let slots = self.setup.slots.as_ref().filter(|_| !self.setup.sole_source);
         let mut removed = 0;
         for node in &nodes {
-            let dialer = &self.setup.target_dialer;
-            let mut connection = match &self.keeper {
-                Some(keeper) => {
-                    let connected = keeper.fence.connect(dialer, &node.place, Closing::None).await;
-                    connected.map_err(|error| unkept(error.into()))?
-                }
-                None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
-            };
+            let mut connection = self.dial(node, Closing::None).await?;
             let wiped = wipe(&mut connection, slots, self.setup.target_version).await;
             removed += wiped.map_err(|error| unconnected(&error))?;
         }
         tracing::info!(shard = %self.setup.shard, keys = removed, "removed what the full sync before had brought");
         self.wipe = false;
         Ok(())
+    }
+
+    /// A connection that may write, fenced where that is asked for.
+    async fn dial(&self, node: &KeptNode, closing: Closing) -> Result<Connection, Interrupted> {
+        let dialer = &self.setup.target_dialer;
+        match &self.keeper {
+            Some(keeper) => {
+                let connected = keeper.fence.connect(dialer, &node.place, closing).await;
+                connected.map_err(|error| unkept(error.into()))
+            }
+            None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error)),
+        }
     }
 
     fn start_lane(&mut self, index: usize, connection: Connection) {
@@ -118,14 +120,7 @@ impl Applier {
             if self.outbox.has_lane(node.lane) {
                 continue;
             }
-            let dialer = &self.setup.target_dialer;
-            let connection = match &self.keeper {
-                Some(keeper) => {
-                    let connected = keeper.fence.connect(dialer, &node.place, Closing::None).await;
-                    connected.map_err(|error| unkept(error.into()))?
-                }
-                None => dialer.connect(&node.place.0).await.map_err(|error| unconnected(&error))?,
-            };
+            let connection = self.dial(node, Closing::None).await?;
             self.start_lane(node.lane, connection);
         }
         if self.keeper.as_mut().is_some_and(|keeper| keeper.lay_out(&nodes)) {
@@ -139,13 +134,13 @@ impl Applier {
         let single = matches!(self.router, Router::Single);
         let dialer = self.setup.target_dialer.clone();
         let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
         let nodes: Vec<KeptNode> = connections.iter().map(|(node, _)| node.clone()).collect();
         keeper.lay_out(&nodes);
-        // Before a history has begun, the first reading counts.
+        // Before a history has begun, what was read when the shard was taken over counts.
         if self.origin.is_none() {
             return Ok(());
         }
+        let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
         let history = keeper.history;
         match standing {
             // Nothing of this history was written yet.

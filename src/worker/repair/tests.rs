@@ -4,7 +4,7 @@ use crate::target::lane::{Batch, Exception};
 
 const READING: Reading = Reading { snapshot: false, replay: false };
 
-fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
+pub(crate) fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
     let mut bytes = Vec::new();
     commands.iter().for_each(|command| encode_command(command, &mut bytes));
     let exceptions = errors
