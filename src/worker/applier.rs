@@ -1,7 +1,9 @@
 //! The applier: from spool blocks to acknowledged batches.
 
 mod connecting;
+mod mending;
 mod reading;
+mod recording;
 mod sending;
 mod telling;
 
