@@ -12,6 +12,7 @@ mod live_tests;
 mod mending;
 mod outbox;
 pub mod progress;
+mod recopy;
 mod repair;
 mod route;
 mod snapshot;
@@ -40,7 +41,7 @@ use crate::version::ServerVersion;
 
 use applier::Applier;
 use keeper::{Found, Keeper};
-pub use progress::{Numbers, ShardPhase, ShardProgress};
+pub use progress::{Following, Numbers, ShardPhase, ShardProgress};
 use route::Router;
 
 /// Where a shard stopped, so that another run can go on from there.
@@ -106,8 +107,11 @@ pub struct WorkerSetup {
     pub database_map: BTreeMap<u64, u64>,
     /// No other worker writes to this target.
     pub sole_source: bool,
-    /// The slots that this shard serves at the source; `None`: all, without a cluster.
+    /// The slots that an earlier run followed this shard for, or else that it serves at the source; `None`: all,
+    /// without a cluster.
     pub slots: Option<SlotRanges>,
+    /// The slots that it served when this run began.
+    pub serves: Option<SlotRanges>,
     pub lane: LaneLimits,
     pub max_restore_bytes: u64,
     pub spool: SpoolSetup,

@@ -5,14 +5,17 @@
 //! - `…:epoch`, one a node: who may write. A later process raises it, an earlier one stops when it sees that.
 //! - `…:at`, one a node: a [`Record`]; everything of this shard for this node up to there stands.
 //! - `…:guard`, one a slot of a cluster: every command of this shard for this slot up to there stands.
+//! - `…:slots`, some: the [`Territory`] of a shard of a source cluster.
 //! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
 
-use crate::slot::tag_for_slot;
+use crate::slot::{SlotRanges, tag_for_slot};
 
 /// Keys of the tool's own begin with this; no verification looks at them.
 pub const PREFIX: &[u8] = b"redis-migration:";
 /// First word of a [`Record`]; another form gets another.
 const RECORD_FORM: &str = "1";
+/// Where a cluster keeps a [`Territory`]: on several nodes, as one of them may lose what it got last.
+pub const TERRITORY_SLOTS: [u16; 3] = [0, 5461, 10923];
 
 /// Key names of one shard of one migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +46,10 @@ impl KeyNames {
 
     pub fn guard(&self, slot: u16) -> Vec<u8> {
         self.key(slot, "guard")
+    }
+
+    pub fn territory(&self, slot: u16) -> Vec<u8> {
+        self.key(slot, "slots")
     }
 
     pub fn chain(&self) -> Vec<u8> {
@@ -131,6 +138,33 @@ impl Record {
     }
 }
 
+/// Which slots of the source the shard's stream is followed for. Written anew when it changes; of several the
+/// one with the highest version counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Territory {
+    pub history: u64,
+    pub version: u64,
+    pub slots: SlotRanges,
+}
+
+impl Territory {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let Self { history, version, slots } = self;
+        format!("{RECORD_FORM} {history} {version} {slots}").into_bytes()
+    }
+
+    /// `None`: not one that we wrote.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        if words.next()? != RECORD_FORM {
+            return None;
+        }
+        let (history, version) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let slots = words.next()?.parse().ok()?;
+        words.next().is_none().then_some(Self { history, version, slots })
+    }
+}
+
 /// What a guard holds: `history offset`.
 pub fn guard_value(history: u64, offset: i64) -> Vec<u8> {
     format!("{history} {offset}").into_bytes()
@@ -214,6 +248,17 @@ mod tests {
             assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
         }
         assert_eq!(parse_guard(&guard_value(7, 12)), Some((7, 12)));
+    }
+
+    #[test]
+    fn territories_are_read_as_written() {
+        for slots in ["", "7", "0-5460,5462"] {
+            let written = Territory { history: 7, version: 2, slots: slots.parse().unwrap() };
+            assert_eq!(Territory::parse(&written.to_bytes()), Some(written));
+        }
+        for wrong in ["", "1 7 2", "2 7 2 0-9", "1 7 2 9-0", "1 7 2 0-9 x"] {
+            assert_eq!(Territory::parse(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 
     #[test]

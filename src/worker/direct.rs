@@ -19,11 +19,14 @@ use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::frame::{Parsed, each_frame, parse_frame};
 use crate::resp::{Args, Reply, encode_command};
+use crate::slot::tag_for_slot;
 use crate::target::fence::{Fence, FenceError};
 use crate::target::keys::{PREFIX, Record, guard_value, parse_guard};
 
 /// Redirections of one command that are followed without a pause.
 const QUICK_REDIRECTIONS: u32 = 5;
+/// Keys of a slot that are asked for.
+const MOST_KEYS: &[u8] = b"2000000";
 
 #[derive(Debug, Error)]
 pub enum DirectError {
@@ -164,6 +167,38 @@ impl<'a> Direct<'a> {
         encode_command(&[b"EXEC".as_slice()], &mut whole);
         let replies = self.run(Place::Slot(slot), db, &whole, count_frames(&whole)).await?;
         Ok(refusals(&whole, &replies))
+    }
+
+    /// The keys of one slot of a cluster, but for our own. While the slot moves, those on either side.
+    pub async fn keys_in_slot(&mut self, slot: u16) -> Result<Vec<Vec<u8>>, DirectError> {
+        let number = slot.to_string();
+        let mut list = Vec::new();
+        encode_command(&[b"CLUSTER".as_slice(), b"GETKEYSINSLOT", number.as_bytes(), MOST_KEYS], &mut list);
+        let mut probed = list.clone();
+        let probe = format!("redis-migration:{{{}}}:probe", tag_for_slot(slot));
+        encode_command(&[b"EXISTS".as_slice(), probe.as_bytes()], &mut probed);
+        loop {
+            let owner = self.address(Place::Slot(slot));
+            // Never redirected, and so asked of the owner whatever else the slot does.
+            let here = self.run(Place::Slot(slot), 0, &list, 1).await?;
+            // Redirected where the slot goes, or to who has it by now.
+            let there = self.run(Place::Slot(slot), 0, &probed, 2).await?;
+            if self.address(Place::Slot(slot)) != owner {
+                continue;
+            }
+            let mut keys: Vec<Vec<u8>> = Vec::new();
+            for reply in [here.first(), there.first()].into_iter().flatten() {
+                if let Reply::Error(text) = reply {
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    return Err(DirectError::Fatal { address: owner, text });
+                }
+                keys.extend(reply.items().iter().filter_map(|key| key.bytes().map(|key| key.to_vec())));
+            }
+            keys.retain(|key| !key.starts_with(PREFIX));
+            keys.sort_unstable();
+            keys.dedup();
+            return Ok(keys);
+        }
     }
 
     /// True when an earlier attempt has done this step.

@@ -1,11 +1,11 @@
 //! Sending again what the target refused for a moment, in an order that comes out right.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::sending::undirected;
 use super::{Applier, Interrupted};
-use crate::worker::WorkerError;
-use crate::worker::mending::{Mending, Overtaken};
+use crate::worker::mending::{Mending, Plan, keys_of_units};
 use crate::worker::outbox::Trouble;
 use crate::worker::repair::Findings;
 
@@ -27,15 +27,37 @@ impl Applier {
         let mut lanes: BTreeMap<usize, Vec<(Trouble, Findings)>> = BTreeMap::new();
         for trouble in troubles {
             let findings = self.examine(&trouble);
+            self.recopy.late.extend(keys_of_units(&findings.retry));
             lanes.entry(trouble.lane).or_default().push((trouble, findings));
         }
         for (lane, troubles) in lanes {
             self.outbox.hold(lane, false);
             self.mend_lane(troubles).await?;
         }
+        self.recopy.late.clear();
         self.open_new_lanes().await?;
         self.advance();
         Ok(())
+    }
+
+    /// A lane was lost before what the target had refused was sent again. A replay begins behind what stands, and
+    /// guards may stand that lie behind the refused commands: their keys are copied again.
+    pub(super) fn recopy_what_was_refused(&mut self) {
+        self.recopy.abandon(false);
+        let mut late = std::mem::take(&mut self.recopy.late);
+        if !self.router.is_cluster() || self.keeper.is_none() || !self.in_stream() {
+            return;
+        }
+        for trouble in &self.troubles {
+            late.extend(keys_of_units(&self.examine(trouble).retry));
+        }
+        if late.is_empty() {
+            return;
+        }
+        let barrier = self.position() as i64 + self.offset_shift;
+        self.recopy.barrier = Some(self.recopy.barrier.map_or(barrier, |before| before.max(barrier)));
+        self.recopy.overtaken.get_or_insert_with(Instant::now);
+        late.into_iter().for_each(|(db, key)| self.recopy.gate.spoil(db, key));
     }
 
     async fn mend_lane(&mut self, troubles: Vec<(Trouble, Findings)>) -> Result<(), Interrupted> {
@@ -43,32 +65,31 @@ impl Applier {
         for (trouble, findings) in &troubles {
             mending.note(trouble, &findings.retry);
         }
+        let first = troubles.iter().find_map(|(_, findings)| findings.retry.first());
+        let why = first.map(|unit| unit.error.clone()).unwrap_or_default();
         let mut planned = Vec::with_capacity(troubles.len());
         for (trouble, mut findings) in troubles {
-            let failed = std::mem::take(&mut findings.retry);
-            let units = match mending.units(&trouble, failed.clone()) {
-                Ok(units) => units,
-                Err(Overtaken) if self.keeper.is_none() => failed,
-                Err(Overtaken) => {
-                    let why = failed.first().map(|unit| unit.error.clone()).unwrap_or_default();
-                    return Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why }.into());
-                }
-            };
-            // What is sent again was not refused for good.
-            let refused = std::mem::take(&mut findings.refused).into_iter().zip(&findings.refused_at);
-            let last = refused.filter(|(_, at)| !units.iter().any(|unit| unit.at == **at));
-            findings.refused = last.map(|(refusal, _)| refusal).collect();
-            planned.push((trouble, findings, units));
+            let plan = mending.units(&trouble, std::mem::take(&mut findings.retry));
+            planned.push((trouble, findings, plan));
         }
-        if mending.out_of_order
-            && let Some(keeper) = &mut self.keeper
-        {
+        let spoiled = mending.close(planned.iter_mut().map(|(_, _, plan)| plan));
+        if mending.out_of_order || !spoiled.is_empty() {
+            if !spoiled.is_empty() {
+                self.spoil(spoiled, &why)?;
+            }
             // Until they stand, the guards say too much: nobody may go on from here.
-            keeper.passed_barrier((self.base + self.at as u64) as i64 + self.offset_shift);
-            self.write_records(true).await?;
-            self.wait_answers().await?;
+            if let Some(keeper) = &mut self.keeper {
+                keeper.passed_barrier((self.base + self.at as u64) as i64 + self.offset_shift);
+                self.write_records(true).await?;
+                self.wait_answers().await?;
+            }
         }
-        for (trouble, findings, units) in planned {
+        for (trouble, mut findings, Plan { again: units, left }) in planned {
+            // What is sent again, or copied anew, was not refused for good.
+            let refused = std::mem::take(&mut findings.refused).into_iter().zip(&findings.refused_at);
+            let last =
+                refused.filter(|(_, at)| !units.iter().any(|unit| unit.at == **at) && !left.contains(*at));
+            findings.refused = last.map(|(refusal, _)| refusal).collect();
             self.settle_findings(&trouble, findings)?;
             let mut refused = Vec::new();
             {

@@ -15,6 +15,7 @@ impl Applier {
             self.outbox.append_record(lane, slot, &record);
         }
         keeper.wrote(place);
+        self.append_slots();
     }
 
     /// Writes how far all nodes have come, when it is due or must be.

@@ -29,8 +29,13 @@ impl Applier {
     pub(super) async fn run_alone(&mut self, barrier: Barrier) -> Result<(), Interrupted> {
         self.send_all().await?;
         self.wait_idle().await?;
-        // A replay must not begin before this: what the command reads may have changed by then.
-        if let Some(keeper) = &mut self.keeper {
+        let mut barrier = barrier;
+        self.leave_out_spoiled(&mut barrier);
+        // A replay must not begin before this: what the command reads may have changed by then. While keys wait
+        // for being overtaken, no replay may begin at all.
+        if let Some(keeper) = &mut self.keeper
+            && self.recopy.overtaken.is_none()
+        {
             keeper.passed_barrier(barrier.from as i64 + self.offset_shift);
             let place = self.stream_place(barrier.from);
             self.write_records_at(place).await?;
@@ -291,6 +296,9 @@ impl Applier {
 
     /// Takes note of what stands on the target by now.
     pub(super) fn advance(&mut self) {
+        if self.recopy.overtaken.is_some() {
+            return;
+        }
         let Some(place) = self.outbox.reached() else { return };
         self.reader.applied(place.position);
         if let Stage::Stream(_) = place.stage {

@@ -183,7 +183,7 @@ impl Direct<'_> {
         }
     }
 
-    fn address(&self, place: Place) -> Address {
+    pub(super) fn address(&self, place: Place) -> Address {
         match (place, &*self.router) {
             (Place::Slot(slot), Router::Slots(map)) => map
                 .owner(slot)
