@@ -90,10 +90,13 @@ impl Gate {
         self.count
     }
 
-    /// Some of those that wait, all of one database: no more than `most`.
+    /// Some of those that wait, all of one database, and of one slot where the source is a cluster: no more
+    /// than `most`.
     pub fn some_spoiled(&self, most: usize) -> Option<(u64, Vec<Vec<u8>>)> {
         let (&db, keys) = self.spoiled.iter().find(|(_, keys)| !keys.is_empty())?;
-        Some((db, keys.iter().take(most).cloned().collect()))
+        let one = self.owned.as_ref().and_then(|_| keys.iter().next()).map(|key| slot(key));
+        let fits = keys.iter().filter(|key| one.is_none_or(|one| slot(key) == one));
+        Some((db, fits.take(most).cloned().collect()))
     }
 
     /// True when the command is to be followed. `db`: of the target.
@@ -180,6 +183,16 @@ mod tests {
             gate.restored(0, key.as_bytes());
         }
         assert!(gate.is_open() && admits(&mut gate, &["INCR", "b"]));
+    }
+
+    #[test]
+    fn a_cluster_is_asked_for_keys_of_one_slot() {
+        let mut gate = Gate::new(Some(SlotRanges::all()));
+        for key in ["{a}1", "{a}2", "{b}1", "{b}2"] {
+            gate.spoil(0, key.as_bytes().to_vec());
+        }
+        let (_, keys) = gate.some_spoiled(10).unwrap();
+        assert!(keys.len() == 2 && slot(&keys[0]) == slot(&keys[1]), "{keys:?}");
     }
 
     #[test]

@@ -163,28 +163,28 @@ impl Source {
 
     /// All keys of these slots, which the server must serve, at one offset. `counts`: as [`Self::counts`] told.
     pub async fn list(&mut self, history: &str, counts: &[(u16, u64)]) -> Result<At<Vec<Vec<u8>>>, AskError> {
-        let words: Vec<(String, String, String)> = counts
+        // Some may have come since.
+        let words: Vec<(String, String)> = counts
             .iter()
-            .map(|&(slot, keys)| {
-                // Some may have come since.
-                let most = keys + keys / 4 + 1000;
-                let probe = format!("redis-migration:{{{}}}:probe", tag_for_slot(slot));
-                (slot.to_string(), most.to_string(), probe)
-            })
+            .map(|&(slot, keys)| (slot.to_string(), (keys + keys / 4 + 1000).to_string()))
             .collect();
         if let Some(&(slot, keys)) = counts.iter().find(|(_, keys)| *keys > MOST_IN_SLOT) {
             return Err(AskError::TooLarge { slot, keys });
         }
-        let mut commands: Vec<Vec<&[u8]>> = Vec::with_capacity(2 * words.len());
-        for (slot, most, probe) in &words {
-            commands.push(vec![b"CLUSTER", b"GETKEYSINSLOT", slot.as_bytes(), most.as_bytes()]);
-            // Only the slot's owner runs this: another refuses the whole transaction.
-            commands.push(vec![b"EXISTS", probe.as_bytes()]);
-        }
+        let commands: Vec<Vec<&[u8]>> = words
+            .iter()
+            .map(|(slot, most)| {
+                let (slot, most) = (slot.as_bytes(), most.as_bytes());
+                vec![b"CLUSTER".as_slice(), b"GETKEYSINSLOT", slot, most]
+            })
+            .collect();
+        // Any node would answer, and another than the owner that there are none.
+        self.check_owner(counts).await?;
         let At { offset, what } = self.transaction("CLUSTER GETKEYSINSLOT", history, &commands).await?;
+        self.check_owner(counts).await?;
         let mut keys = Vec::new();
-        for (pair, &(slot, count)) in what.chunks(2).zip(counts) {
-            let Some(Reply::Array(Some(found))) = pair.first() else {
+        for (reply, &(slot, count)) in what.iter().zip(counts) {
+            let Reply::Array(Some(found)) = reply else {
                 return Err(self.connection.unexpected(b"CLUSTER GETKEYSINSLOT").into());
             };
             if found.len() as u64 >= count + count / 4 + 1000 {
@@ -193,6 +193,22 @@ impl Source {
             keys.extend(found.iter().filter_map(|key| key.bytes().map(|key| key.to_vec())));
         }
         Ok(At { offset, what: keys })
+    }
+
+    /// An error unless the server serves all these slots, and is not handing them over.
+    async fn check_owner(&mut self, slots: &[(u16, u64)]) -> Result<(), AskError> {
+        for &(slot, _) in slots {
+            let probe = format!("redis-migration:{{{}}}:probe", tag_for_slot(slot));
+            self.connection.queue(&[b"EXISTS".as_slice(), probe.as_bytes()]);
+        }
+        self.connection.send_queued().await?;
+        let mut refused = None;
+        for _ in slots {
+            if let Reply::Error(text) = self.connection.receive().await? {
+                refused.get_or_insert(text);
+            }
+        }
+        refused.map_or(Ok(()), |text| Err(self.refused("EXISTS", &text)))
     }
 
     async fn select(&mut self, db: u64) -> Result<(), AskError> {
