@@ -256,7 +256,7 @@ fn slots_that_move_during_the_full_sync() -> Result<()> {
 }
 
 /// Killed before the slots were taken over, and slots that move while no process runs: the target tells the next
-/// one, which has no other memory, what is to be done.
+/// one what is to be done, as a process that was killed leaves no other memory of it.
 #[test]
 fn slots_that_move_while_the_tool_is_away() -> Result<()> {
     for to_cluster in [false, true] {
@@ -269,6 +269,7 @@ fn slots_that_move_while_the_tool_is_away() -> Result<()> {
         load.wait_more(300)?;
         let manifest = Manifest::between(&endpoint, &target);
         let mut tool = Tool::run(&manifest, &[])?;
+        let folder = Arc::clone(&tool.folder);
         tool.wait_condition("InSync", PATIENCE)?;
         for round in 0..4 {
             let tags = slots(round * 3..round * 3 + 3);
@@ -281,7 +282,7 @@ fn slots_that_move_while_the_tool_is_away() -> Result<()> {
                 tool.kill()?;
             }
             load.wait_more(100)?;
-            tool = Tool::run(&manifest, &[])?;
+            tool = Tool::run_in(Arc::clone(&folder), &manifest, &[])?;
             tool.wait_condition("InSync", PATIENCE)?;
         }
         load.wait_more(100)?;
