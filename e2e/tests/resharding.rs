@@ -11,7 +11,9 @@ use e2e::chaos::{Shards, SlotMove};
 use e2e::client::slot;
 use e2e::compare::wait_equal;
 use e2e::scenario::{PATIENCE, stop};
-use e2e::{Batch, Client, Cluster, Conn, Endpoint, Manifest, Options, Server, Tool, Version, args, wait_until};
+use e2e::{
+    Batch, Client, Cluster, Conn, Endpoint, Manifest, Options, Server, Tool, Version, args, wait_until,
+};
 use redis::Value as Reply;
 use serde_json::Value;
 
@@ -86,10 +88,10 @@ fn commands(round: u64) -> Vec<Vec<String>> {
         words(&["SADD", &key("set"), &round.to_string()]),
         words(&["APPEND", &key("text"), "x"]),
     ];
-    if round % 7 == 0 {
+    if round.is_multiple_of(7) {
         found.push(words(&["DEL", &key("list")]));
     }
-    if round % 11 == 0 {
+    if round.is_multiple_of(11) {
         found.push(words(&["SPOP", &key("set")]));
         found.push(words(&["PEXPIRE", &key("text"), "3600000"]));
     }
@@ -111,7 +113,8 @@ fn send(
         let Reply::ServerError(error) = reply else { return Ok(()) };
         match error.code() {
             "ASK" => {
-                let address = error.details().and_then(|text| text.split(' ').nth(1)).context("ASK where?")?;
+                let address =
+                    error.details().and_then(|text| text.split(' ').nth(1)).context("ASK where?")?;
                 let conn = match others.remove(address) {
                     Some(conn) => conn,
                     None => Conn::open(address, None)?,
@@ -293,4 +296,38 @@ fn slots_that_move_while_the_tool_is_away() -> Result<()> {
         stop(tool)?;
     }
     Ok(())
+}
+
+/// Valkey 9 hands slots over as a whole, and its streams say so in words of their own.
+#[test]
+fn slots_that_valkey_moves_as_a_whole() -> Result<()> {
+    const VERSION: Version = Version::VALKEY_9_1;
+    let target = Server::start(VERSION)?;
+    let shards = Shards { cluster: Cluster::start_with(options(VERSION), 2, 0)? };
+    let endpoint = shards.cluster.endpoint();
+    let load = Roaming::start(endpoint.clone());
+    load.wait_more(300)?;
+    let tool = Tool::run(&Manifest::between(&endpoint, &target.endpoint()), &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    for slot in slots(0..4) {
+        let masters = shards.masters()?;
+        let from = masters.iter().find(|master| master.serves(slot)).context("an unserved slot")?;
+        let to = masters.iter().find(|master| master.id != from.id).context("no other master")?;
+        let range = slot.to_string();
+        let mut conn = shards.server(from.port)?.conn()?;
+        conn.run(args!["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", range, range, "NODE", to.id])?;
+        let arrived = || {
+            let masters = shards.masters()?;
+            let there = masters.iter().any(|master| master.id == to.id && master.serves(slot));
+            Ok(there.then_some(()))
+        };
+        wait_until("a slot that has moved", PATIENCE, arrived)?;
+        load.wait_more(50)?;
+    }
+    load.wait_more(100)?;
+    load.finish()?;
+    wait_equal(&endpoint, &target.endpoint(), PATIENCE)?;
+    let status = at_rest(&tool)?;
+    ensure!(full_resyncs(&status) == 0 && status["quarantine"]["commands"] == 0, "{status}");
+    stop(tool).map(drop)
 }

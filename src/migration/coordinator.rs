@@ -105,7 +105,7 @@ struct Prepared {
 
 async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
     let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
-    let earlier = match &options.data_dir {
+    let mut earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
         }
@@ -121,8 +121,20 @@ async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result
     state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
     let (folder, temporary) = spool_folder(options, plan)
         .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
-    let topology = &setup::sides(&report)?.0.topology;
+    let (source, target) = setup::sides(&report)?;
+    let (topology, target) = (&source.topology, &target.topology);
+    let keeps = plan.delivery == Delivery::ExactlyOnce && topology.is_cluster();
+    let target_dialer = setup::target_dialer(plan);
+    if keeps && earlier.known.is_empty() {
+        let known = kept::known_shards(plan, &target_dialer, target).await;
+        earlier.known = known.map_err(|error| {
+            impossible(format!("the target cannot be asked which shards an earlier run knew: {error}"))
+        })?;
+    }
     let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
+    if keeps && let Err(error) = kept::remember(plan, &target_dialer, target, &known).await {
+        tracing::warn!(%error, "a run without this one's data directory may not recognise the shards again");
+    }
     let setups = setup::workers(plan, &report, &folder, &earlier, &known).await?;
     Ok(Prepared { report, setups, known, temporary })
 }

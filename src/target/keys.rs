@@ -5,6 +5,7 @@
 //! - `…:epoch`, one a node: who may write. A later process raises it, an earlier one stops when it sees that.
 //! - `…:at`, one a node: a [`Record`]; everything of this shard for this node up to there stands.
 //! - `…:guard`, one a slot of a cluster: every command of this shard for this slot up to there stands.
+//! - `…:shards`, some, without a shard's name: which shards there are, for a run without a data directory.
 //! - `…:slots`, some: the [`Territory`] of a shard of a source cluster.
 //! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
 
@@ -59,6 +60,12 @@ impl KeyNames {
     fn key(&self, slot: u16, kind: &str) -> Vec<u8> {
         format!("redis-migration:{{{}}}:{}:{kind}", tag_for_slot(slot), self.name).into_bytes()
     }
+}
+
+/// Where it is kept which shards a source cluster has, of all of them together. In `slot`, one of
+/// [`TERRITORY_SLOTS`]; 0 on a single server.
+pub fn shards_key(uid: &str, slot: u16) -> Vec<u8> {
+    format!("redis-migration:{{{}}}:{uid}:shards", tag_for_slot(slot)).into_bytes()
 }
 
 /// How far one shard has come on one node.

@@ -63,7 +63,12 @@ const TABLE: [(Fault, &str, u32, &str); 26] = [
     (Fault::SourceFailover, "source-failover", 4, "a replica of the source is promoted"),
     (Fault::SourceCrash, "source-crash", 3, "kill -9 of a source master"),
     (Fault::SourceBehind, "source-behind", 2, "as source-crash, its replica not having the last writes"),
-    (Fault::SourceSlots, "source-slots", 4, "slots of the source move between its shards while they are written"),
+    (
+        Fault::SourceSlots,
+        "source-slots",
+        4,
+        "slots of the source move between its shards while they are written",
+    ),
     (Fault::TargetFailover, "target-failover", 4, "a replica of the target is promoted"),
     (Fault::TargetForce, "target-force", 2, "CLUSTER FAILOVER FORCE or TAKEOVER"),
     (Fault::TargetCrash, "target-crash", 5, "kill -9 of a target master; standalone: and its restart"),

@@ -113,8 +113,9 @@ impl Run<'_> {
             self.quiet()?;
         }
         if step.fault.needs_slots_at_rest() {
-            let (slots, others) =
-                std::mem::take(&mut self.active).into_iter().partition(|active| matches!(active, Active::Slots(..)));
+            let (slots, others) = std::mem::take(&mut self.active)
+                .into_iter()
+                .partition(|active| matches!(active, Active::Slots(..)));
             self.active = others;
             let slots: Vec<Active> = slots;
             slots.into_iter().try_for_each(|active| self.over(active))?;
