@@ -36,7 +36,7 @@ use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::source::watch::SourceShard;
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
-use crate::topology::{SlotMap, server_info};
+use crate::topology::{Role, SlotMap, discover, server_info};
 use crate::version::ServerVersion;
 
 use applier::Applier;
@@ -299,9 +299,21 @@ async fn take_over(
             () = backoff.wait() => {}
             Ok(_) = drain.wait_for(|drain| *drain) => return Ok(None),
         }
-        if let Router::Slots(map) = &mut router {
-            // Slots may have changed hands; when that cannot be asked now, the next attempt does.
-            let _ = map.refresh(&setup.target_dialer).await;
+        // Slots may have changed hands, or the Sentinels promoted another server; when that cannot be asked now,
+        // the next attempt does.
+        let dialer = &setup.target_dialer;
+        match (&mut router, &mut setup.target) {
+            (Router::Slots(map), _) => {
+                let _ = map.refresh(dialer).await;
+            }
+            (Router::Single, TargetShape::Watched(address)) => {
+                if let Ok(found) = discover(dialer.access(), dialer, Role::Target).await
+                    && let Some(shard) = found.shards.first()
+                {
+                    *address = shard.master.address.clone();
+                }
+            }
+            (Router::Single, _) => {}
         }
     };
     progress.numbers.send_modify(|numbers| numbers.waiting.clear());

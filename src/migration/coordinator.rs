@@ -126,7 +126,7 @@ async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result
     let keeps = plan.delivery == Delivery::ExactlyOnce && topology.is_cluster();
     let target_dialer = setup::target_dialer(plan);
     if keeps && earlier.known.is_empty() {
-        let known = kept::known_shards(plan, &target_dialer, target).await;
+        let known = kept::earlier_shards(plan, &target_dialer, target).await;
         earlier.known = known.map_err(|error| {
             impossible(format!("the target cannot be asked which shards an earlier run knew: {error}"))
         })?;

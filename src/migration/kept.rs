@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{KnownShard, identify};
 use crate::api::Plan;
+use crate::backoff::Backoff;
 use crate::clock::unix_millis;
 use crate::connection::{Address, ConnectionError, Dialer};
 use crate::resp::Reply;
@@ -11,6 +12,9 @@ use crate::slot::SlotRanges;
 use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
 use crate::target::recovery;
 use crate::topology::{Role, Topology, TopologyError, discover};
+
+/// A failover is over by then.
+const ATTEMPTS: u32 = 15;
 
 /// True when an earlier run of this migration has begun to write there.
 pub async fn is_there(
@@ -66,6 +70,27 @@ pub async fn remember(
     match failed {
         Some(error) if written == 0 => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// As [`known_shards`], of a target that may be failing over just now.
+pub async fn earlier_shards(
+    plan: &Plan,
+    dialer: &Dialer,
+    target: &Topology,
+) -> Result<Vec<KnownShard>, ConnectionError> {
+    let (mut backoff, mut attempts, mut target) = (Backoff::default(), 0, target.clone());
+    loop {
+        match known_shards(plan, dialer, &target).await {
+            Err(error) if error.is_transient() && attempts < ATTEMPTS => {
+                tracing::warn!(%error, "the target cannot be asked which shards an earlier run knew, trying again");
+            }
+            result => return result,
+        }
+        attempts += 1;
+        backoff.wait().await;
+        // It may have another master by now; when that cannot be asked now, the next attempt does.
+        target = discover(dialer.access(), dialer, Role::Target).await.unwrap_or(target);
     }
 }
 
