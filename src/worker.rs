@@ -12,6 +12,7 @@ mod live_tests;
 mod mending;
 mod outbox;
 pub mod progress;
+mod recopy;
 mod repair;
 mod route;
 mod snapshot;
@@ -35,12 +36,12 @@ use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::source::watch::SourceShard;
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
-use crate::topology::{SlotMap, server_info};
+use crate::topology::{Role, SlotMap, discover, server_info};
 use crate::version::ServerVersion;
 
 use applier::Applier;
 use keeper::{Found, Keeper};
-pub use progress::{Numbers, ShardPhase, ShardProgress};
+pub use progress::{Following, Numbers, ShardPhase, ShardProgress};
 use route::Router;
 
 /// Where a shard stopped, so that another run can go on from there.
@@ -106,8 +107,11 @@ pub struct WorkerSetup {
     pub database_map: BTreeMap<u64, u64>,
     /// No other worker writes to this target.
     pub sole_source: bool,
-    /// The slots that this shard serves at the source; `None`: all, without a cluster.
+    /// The slots that an earlier run followed this shard for, or else that it serves at the source; `None`: all,
+    /// without a cluster.
     pub slots: Option<SlotRanges>,
+    /// The slots that it served when this run began.
+    pub serves: Option<SlotRanges>,
     pub lane: LaneLimits,
     pub max_restore_bytes: u64,
     pub spool: SpoolSetup,
@@ -295,9 +299,21 @@ async fn take_over(
             () = backoff.wait() => {}
             Ok(_) = drain.wait_for(|drain| *drain) => return Ok(None),
         }
-        if let Router::Slots(map) = &mut router {
-            // Slots may have changed hands; when that cannot be asked now, the next attempt does.
-            let _ = map.refresh(&setup.target_dialer).await;
+        // Slots may have changed hands, or the Sentinels promoted another server; when that cannot be asked now,
+        // the next attempt does.
+        let dialer = &setup.target_dialer;
+        match (&mut router, &mut setup.target) {
+            (Router::Slots(map), _) => {
+                let _ = map.refresh(dialer).await;
+            }
+            (Router::Single, TargetShape::Watched(address)) => {
+                if let Ok(found) = discover(dialer.access(), dialer, Role::Target).await
+                    && let Some(shard) = found.shards.first()
+                {
+                    *address = shard.master.address.clone();
+                }
+            }
+            (Router::Single, _) => {}
         }
     };
     progress.numbers.send_modify(|numbers| numbers.waiting.clear());

@@ -15,6 +15,7 @@ use super::degraded;
 use super::identity::{KnownShard, identify};
 use super::kept;
 use super::state::{Shard, State, is_in_sync, now};
+use super::territory;
 use super::verification::{self, failed, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
@@ -55,6 +56,8 @@ struct Run {
     drain: watch::Sender<bool>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
+    /// Slots that had been taken over from other shards when everything was compared last.
+    compared_adoptions: u64,
     /// Full resyncs by the time that all shards had their snapshot last.
     settled_resyncs: u64,
 }
@@ -102,7 +105,7 @@ struct Prepared {
 
 async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
     let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
-    let earlier = match &options.data_dir {
+    let mut earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
         }
@@ -118,8 +121,20 @@ async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result
     state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
     let (folder, temporary) = spool_folder(options, plan)
         .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
-    let topology = &setup::sides(&report)?.0.topology;
+    let (source, target) = setup::sides(&report)?;
+    let (topology, target) = (&source.topology, &target.topology);
+    let keeps = plan.delivery == Delivery::ExactlyOnce && topology.is_cluster();
+    let target_dialer = setup::target_dialer(plan);
+    if keeps && earlier.known.is_empty() {
+        let known = kept::earlier_shards(plan, &target_dialer, target).await;
+        earlier.known = known.map_err(|error| {
+            impossible(format!("the target cannot be asked which shards an earlier run knew: {error}"))
+        })?;
+    }
     let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
+    if keeps && let Err(error) = kept::remember(plan, &target_dialer, target, &known).await {
+        tracing::warn!(%error, "a run without this one's data directory may not recognise the shards again");
+    }
     let setups = setup::workers(plan, &report, &folder, &earlier, &known).await?;
     Ok(Prepared { report, setups, known, temporary })
 }
@@ -187,6 +202,7 @@ impl Run {
             restarts: 0,
             drain: watch::Sender::new(false),
             last_progress: (Instant::now(), (0, 0)),
+            compared_adoptions: 0,
             settled_resyncs: 0,
         };
         (0..run.setups.len()).for_each(|index| run.start_worker(index));
@@ -262,11 +278,12 @@ impl Run {
         self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
         self.state.phase(Phase::IncrementalSync, &message);
 
+        self.slots_at_rest().await?;
         if let Some(outcome) = self.verify().await? {
             return Ok(outcome);
         }
         if self.options.until == Until::InSync {
-            self.nothing_moved()?;
+            self.slots_at_rest().await?;
             self.nothing_refused()?;
             return Ok(Outcome::Done);
         }
@@ -276,6 +293,7 @@ impl Run {
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
     async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
         let mut repeats = 0;
+        self.compared_adoptions = adoptions(&self.shards);
         let verified = loop {
             let places = self.places();
             let Some(verified) = self.verify_once().await? else { return Ok(None) };
@@ -339,11 +357,15 @@ impl Run {
     async fn cut_over(&mut self) -> Result<Outcome, Ended> {
         let plan = self.plan.cutover;
         if plan.mode == CutoverMode::Never {
-            self.state.phase(Phase::IncrementalSync, "in sync; following until stopped");
-            self.until(std::future::pending()).await?;
+            return self.follow("in sync; following until stopped").await;
         }
         self.nothing_refused()?;
-        self.nothing_moved()?;
+        self.slots_at_rest().await?;
+        if adoptions(&self.shards) > self.compared_adoptions
+            && let Some(outcome) = self.verify().await?
+        {
+            return Ok(outcome);
+        }
         self.wait_for_low_lag().await?;
         self.state.set(
             conditions::CUTOVER_READY,
@@ -354,8 +376,7 @@ impl Run {
         if plan.mode == CutoverMode::Manual && !plan.approved {
             let message = "in sync; waiting for spec.cutover.approved";
             self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
-            self.state.phase(Phase::IncrementalSync, message);
-            self.until(std::future::pending()).await?;
+            return self.follow(message).await;
         }
         self.state.status.cutover.start_time = Some(now());
         self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
@@ -395,6 +416,53 @@ impl Run {
                 Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
             }
             None => Err(Ended::Stop),
+        }
+    }
+
+    /// Until it is stopped. Slots that moved between shards of the source are compared once they have come to rest.
+    async fn follow(&mut self, message: &str) -> Result<Outcome, Ended> {
+        loop {
+            self.state.phase(Phase::IncrementalSync, message);
+            let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
+            self.until(poll_until(move || {
+                adoptions(&shards) > compared && degraded::moved(&shards).is_none()
+            }))
+            .await?;
+            if let Some(outcome) = self.verify().await? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Until every slot of the source is followed where it is served, if waiting can bring that about.
+    async fn slots_at_rest(&mut self) -> Result<(), Ended> {
+        if self.follows_slots() {
+            let shards = self.shards.clone();
+            let at_rest = move || degraded::moved(&shards).is_none() || degraded::stuck(&shards).is_some();
+            self.until(poll_until(at_rest)).await?;
+        }
+        self.nothing_moved()
+    }
+
+    /// Slots that move can be copied: not where own and foreign keys of the target cannot be told apart, or
+    /// other databases than the first may hold keys.
+    fn follows_slots(&self) -> bool {
+        let databases = self.report.source.as_ref().and_then(|source| source.topology.databases);
+        self.plan.target.existing_keys != ExistingKeys::Skip && databases.is_none_or(|count| count <= 1)
+    }
+
+    /// Tells each worker which slots of the source are its own.
+    fn share_out_slots(&self) {
+        let holdings = degraded::holdings(&self.shards);
+        if !self.follows_slots() || holdings.is_empty() || territory::at_rest(&holdings) {
+            return;
+        }
+        for (shard, slots) in self.shards.iter().zip(territory::wanted(&holdings)) {
+            shard.progress.wanted.send_if_modified(|wanted| {
+                let news = wanted.as_ref() != Some(&slots);
+                *wanted = Some(slots);
+                news
+            });
         }
     }
 
@@ -478,14 +546,17 @@ impl Run {
     }
 
     fn observe(&mut self) -> Result<(), Ended> {
+        self.share_out_slots();
         self.state.gather(&self.shards);
         let causes = degraded::causes(&self.shards, &self.state.status);
         if let Some((reason, _)) = causes.first() {
             let messages: Vec<&str> = causes.iter().map(|(_, message)| message.as_str()).collect();
             self.state.set(conditions::DEGRADED, true, reason, &messages.join("; "));
         } else {
-            // The only cause that passes.
-            self.state.remove_reason(conditions::DEGRADED, reason::SPOOL_FULL);
+            // The causes that pass.
+            for reason in [reason::SPOOL_FULL, reason::SLOTS_MOVED] {
+                self.state.remove_reason(conditions::DEGRADED, reason);
+            }
         }
         let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
         let moved: u64 = self
@@ -534,6 +605,12 @@ impl Run {
             let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
             if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
                 tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
+            }
+        }
+        for (known, shard) in self.known.iter_mut().zip(&self.shards) {
+            let following = shard.following();
+            if following.known && !shard.slots.is_empty() {
+                known.slots = following.slots;
             }
         }
         let mut kept = false;
@@ -616,6 +693,18 @@ impl Run {
             checkpoints.extend(shard.zip(stopped.checkpoint));
         }
         checkpoints
+    }
+}
+
+/// How often slots were taken over from another shard.
+fn adoptions(shards: &[Shard]) -> u64 {
+    shards.iter().map(|shard| shard.following().adoptions).sum()
+}
+
+async fn poll_until(mut done: impl FnMut() -> bool) {
+    let mut tick = tokio::time::interval(GATHER);
+    while !done() {
+        tick.tick().await;
     }
 }
 

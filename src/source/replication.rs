@@ -17,7 +17,6 @@ use super::framing::{Framing, Splitter};
 use super::watch::SourceShard;
 use crate::backoff::Backoff;
 use crate::connection::{Address, Dialer};
-use crate::slot::SlotRanges;
 use crate::spool::{Origin, SpoolWriter};
 use crate::topology::pick_replica;
 
@@ -48,9 +47,6 @@ pub struct LinkState {
     pub server: Option<Address>,
     /// Takes the shard's writes now; `None` while it was not looked for.
     pub master: Option<Address>,
-    /// Slots of this shard that went to another, or are on their way there; they stay here when they
-    /// come back.
-    pub moved_slots: SlotRanges,
     /// Bytes of the RDB, when the source says so beforehand.
     pub snapshot_bytes: Option<u64>,
     /// Full resyncs after the first.
@@ -370,10 +366,9 @@ async fn report(shard: Option<SourceShard>, state: watch::Sender<LinkState>) -> 
     loop {
         if let Some(at) = shard.now() {
             state.send_if_modified(|state| {
-                let news = state.master.as_ref() != Some(&at.master) || state.moved_slots != at.moved;
+                let news = state.master.as_ref() != Some(&at.master);
                 if news {
                     state.master = Some(at.master);
-                    state.moved_slots = at.moved;
                 }
                 news
             });

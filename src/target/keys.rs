@@ -6,16 +6,20 @@
 //! - `…:at`, one a node: a [`Record`]; everything of this shard for this node up to there stands.
 //! - `…:guard`, one a slot of a cluster: every command of this shard for this slot up to there stands.
 //! - `…:none`, one a slot of a cluster: never there. On a slot that is moving it is refused, and with it the transaction that asks for it.
+//! - `…:shards`, some, without a shard's name: which shards there are, for a run without a data directory.
+//! - `…:slots`, some: the [`Territory`] of a shard of a source cluster.
 //! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
 
 use crate::resp::header;
-use crate::slot::tag_for_slot;
+use crate::slot::{SlotRanges, tag_for_slot};
 
 /// Keys of the tool's own begin with this; no verification looks at them.
 pub const PREFIX: &[u8] = b"redis-migration:";
 const NONE: &str = "none";
 /// First word of a [`Record`]; another form gets another.
 const RECORD_FORM: &str = "1";
+/// Where a cluster keeps a [`Territory`]: on several nodes, as one of them may lose what it got last.
+pub const TERRITORY_SLOTS: [u16; 3] = [0, 5461, 10923];
 
 /// Key names of one shard of one migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +70,10 @@ impl KeyNames {
         }
     }
 
+    pub fn territory(&self, slot: u16) -> Vec<u8> {
+        self.key(slot, "slots")
+    }
+
     pub fn chain(&self) -> Vec<u8> {
         self.key(0, "chain")
     }
@@ -73,6 +81,12 @@ impl KeyNames {
     fn key(&self, slot: u16, kind: &str) -> Vec<u8> {
         format!("redis-migration:{{{}}}:{}:{kind}", tag_for_slot(slot), self.name).into_bytes()
     }
+}
+
+/// Where it is kept which shards a source cluster has, of all of them together. In `slot`, one of
+/// [`TERRITORY_SLOTS`]; 0 on a single server.
+pub fn shards_key(uid: &str, slot: u16) -> Vec<u8> {
+    format!("redis-migration:{{{}}}:{uid}:shards", tag_for_slot(slot)).into_bytes()
 }
 
 /// How far one shard has come on one node.
@@ -149,6 +163,33 @@ impl Record {
             RecordPlace::Snapshot { position } => (false, i64::try_from(position).unwrap_or(i64::MAX)),
             RecordPlace::Stream { offset, .. } => (true, offset),
         }
+    }
+}
+
+/// Which slots of the source the shard's stream is followed for. Written anew when it changes; of several the
+/// one with the highest version counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Territory {
+    pub history: u64,
+    pub version: u64,
+    pub slots: SlotRanges,
+}
+
+impl Territory {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let Self { history, version, slots } = self;
+        format!("{RECORD_FORM} {history} {version} {slots}").into_bytes()
+    }
+
+    /// `None`: not one that we wrote.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        if words.next()? != RECORD_FORM {
+            return None;
+        }
+        let (history, version) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let slots = words.next()?.parse().ok()?;
+        words.next().is_none().then_some(Self { history, version, slots })
     }
 }
 
@@ -261,6 +302,17 @@ mod tests {
             assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
         }
         assert_eq!(parse_guard(&guard_value(7, 12)), Some((7, 12)));
+    }
+
+    #[test]
+    fn territories_are_read_as_written() {
+        for slots in ["", "7", "0-5460,5462"] {
+            let written = Territory { history: 7, version: 2, slots: slots.parse().unwrap() };
+            assert_eq!(Territory::parse(&written.to_bytes()), Some(written));
+        }
+        for wrong in ["", "1 7 2", "2 7 2 0-9", "1 7 2 9-0", "1 7 2 0-9 x"] {
+            assert_eq!(Territory::parse(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The applier: from spool blocks to acknowledged batches.
 
 mod connecting;
+mod mending;
 mod reading;
+mod recopying;
+mod recording;
 mod sending;
 mod telling;
 
@@ -15,6 +18,7 @@ use super::direct::Conversations;
 use super::keeper::Keeper;
 use super::outbox::{Kept, Outbox, Trouble};
 use super::progress::{Numbers, ShardProgress};
+use super::recopy::Recopy;
 use super::route::Router;
 use super::snapshot::{SnapshotRules, Staged};
 use super::stream::{Moment, Stream, StreamPlace, StreamRules};
@@ -106,6 +110,8 @@ pub(super) struct Applier {
     troubles: Vec<Trouble>,
     /// Why a lane ended.
     lost: Option<String>,
+    /// Keys that are copied again, and slots that change hands.
+    recopy: Recopy,
     /// Up to this position an earlier attempt may have come.
     replay_until: u64,
     /// Up to this position, units of a chain go one by one: one of them is not taken.
@@ -177,7 +183,9 @@ impl Applier {
         outbox.kept = keeper
             .as_ref()
             .map(|keeper| Kept::new(keeper.fence.names().clone(), keeper.fence.epoch(), keeper.history));
+        let recopy = followed(&setup, &progress, keeper.as_ref());
         Self {
+            recopy,
             outbox,
             router,
             reader,
@@ -242,6 +250,13 @@ impl Applier {
             match interrupted {
                 Interrupted::Failed(error) => return Err(error),
                 Interrupted::Lost(why) => {
+                    if self.recopy.overtaken.is_some()
+                        && self.recopy.barrier.is_none()
+                        && self.keeper.is_some()
+                    {
+                        // What is kept in the target says too much.
+                        return Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why });
+                    }
                     tracing::warn!(shard = %self.setup.shard, why, "target connection lost, connecting again");
                     self.numbers.target_reconnects += 1;
                     self.numbers.waiting = why;
@@ -276,6 +291,7 @@ impl Applier {
         // Where the target tells what it has, that is asked for, not what was answered.
         self.outbox.rewind(in_stream && self.keeper.is_none());
         self.rules.replay = !in_stream;
+        self.recopy_what_was_refused();
         self.troubles.clear();
         self.conversations = Conversations::default();
         self.lost = None;
@@ -306,6 +322,7 @@ impl Applier {
         let mut may_drain = true;
         loop {
             self.mend().await?;
+            self.tend().await?;
             let unmarked = self.position() > self.marked && self.may_mark();
             if (unmarked || (self.outbox.has_pending() && self.may_send()))
                 && self.outbox.is_quick()
@@ -319,7 +336,7 @@ impl Applier {
             }
             tokio::select! {
                 biased;
-                asked = asked(drain), if may_drain => match asked {
+                asked = asked(drain), if may_drain && self.recopy.overtaken.is_none() => match asked {
                     true => {
                         self.flush().await?;
                         self.wait_idle().await?;
@@ -365,6 +382,7 @@ impl Applier {
         self.numbers.keys_total = 0;
         self.numbers.snapshot_read = 0;
         self.outbox.begin();
+        self.recopy.abandon(true);
         for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
             self.outbox.answered(lane, batch);
         }
@@ -399,6 +417,25 @@ impl Applier {
     fn first_stage(&self) -> Stage {
         Stage::Snapshot { decoder: Box::new(Decoder::new(self.limits)), crc: Crc::new() }
     }
+}
+
+/// Which slots are followed: what this run knows already, or else the run that is gone on with knew, as far as
+/// they have not gone elsewhere since.
+fn followed(setup: &WorkerSetup, progress: &ShardProgress, keeper: Option<&Keeper>) -> Recopy {
+    let territory = keeper.and_then(|keeper| keeper.territory.as_ref()).filter(|_| setup.resume.is_some());
+    let version = territory.map_or(0, |territory| territory.version);
+    let known = progress.following.borrow().clone();
+    let owned = setup.slots.as_ref().map(|slots| match (known.known, territory, &setup.serves) {
+        (true, ..) => known.slots,
+        (false, territory, serves) => {
+            let followed = territory.map_or(slots, |territory| &territory.slots);
+            serves.as_ref().map_or_else(
+                || followed.clone(),
+                |serves| followed.iter().filter(|slot| serves.contains(*slot)).collect(),
+            )
+        }
+    });
+    Recopy::new(owned, version)
 }
 
 /// Waits until a drain is asked for; false when nobody can ask any more.

@@ -12,7 +12,7 @@ use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
 use crate::target::fence::{Closing, Fence, FenceError, Place};
-use crate::target::keys::{KeyNames, Record, RecordPlace, Standing, standing};
+use crate::target::keys::{KeyNames, Record, RecordPlace, Standing, Territory, standing};
 use crate::target::recovery::{self, NodeState};
 
 /// On a cluster, how old the written record may be.
@@ -94,6 +94,8 @@ pub struct Keeper {
     recorded_at: Instant,
     /// As found: slot, history, offset.
     pub guards: Vec<(u16, u64, i64)>,
+    /// Which slots of the source were followed, as found.
+    pub territory: Option<Territory>,
     /// Up to this offset an earlier process may have applied commands.
     pub replay_until: i64,
     /// What is kept is written and not heeded: for a test that must see what happens then.
@@ -124,6 +126,7 @@ impl Keeper {
             recorded: None,
             recorded_at: Instant::now(),
             guards: Vec::new(),
+            territory: None,
             replay_until: 0,
             unguarded: std::env::var_os(UNGUARDED).is_some_and(|value| value == "1"),
         };
@@ -145,12 +148,14 @@ impl Keeper {
 
     /// Takes in what the nodes hold.
     fn stand(&mut self, state: NodeState, single: bool) -> Standing {
-        let NodeState { records, guards } = state;
+        let NodeState { records, guards, territories } = state;
         let standing = standing(&records, single);
         if let Standing::At(record) = &standing {
             self.barrier = record.barrier;
         }
         self.guards = guards;
+        let of_history = territories.into_iter().filter(|territory| territory.history == self.history);
+        self.territory = of_history.max_by_key(|territory| territory.version);
         standing
     }
 
@@ -233,5 +238,6 @@ async fn read_into(
     let found = recovery::read(connection, dialer, fence.names(), node.slots.as_ref()).await?;
     state.records.extend(found.records);
     state.guards.extend(found.guards);
+    state.territories.extend(found.territories);
     Ok(())
 }

@@ -54,6 +54,7 @@ impl Pair {
             database_map: BTreeMap::new(),
             sole_source: true,
             slots: None,
+            serves: None,
             lane: LaneLimits { commands: 64, bytes: 64 << 10 },
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {

@@ -269,6 +269,17 @@ impl<S> Outbox<S> {
         }
     }
 
+    /// Appends something else that is kept beside the data. To a chain it belongs as the data do.
+    pub fn append_kept(&mut self, lane: usize, key: &[u8], value: &[u8]) {
+        let Some(pending) = self.pending(lane) else { return };
+        pending.select(0);
+        let out = pending.command();
+        array_header(3, out);
+        for word in [b"SET".as_slice(), key, value] {
+            bulk(word, out);
+        }
+    }
+
     /// False for a node that serves nothing any more.
     pub fn has_lane(&self, lane: usize) -> bool {
         self.slots.get(lane).is_some_and(|slot| slot.lane.is_some())

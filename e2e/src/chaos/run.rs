@@ -112,6 +112,14 @@ impl Run<'_> {
         if step.fault.stands_alone() {
             self.quiet()?;
         }
+        if step.fault.needs_slots_at_rest() {
+            let (slots, others) = std::mem::take(&mut self.active)
+                .into_iter()
+                .partition(|active| matches!(active, Active::Slots(..)));
+            self.active = others;
+            let slots: Vec<Active> = slots;
+            slots.into_iter().try_for_each(|active| self.over(active))?;
+        }
         self.note(step.fault.name());
         let mut earlier = std::mem::take(&mut self.active);
         self.begin(step)?;

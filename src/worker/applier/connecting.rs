@@ -1,5 +1,7 @@
 //! Lanes to the target, and what the target tells of where it stands.
 
+use std::time::Instant;
+
 use super::{Applier, Interrupted, Place, Stage};
 use crate::connection::{Connection, ConnectionError};
 use crate::slot::SlotRanges;
@@ -81,7 +83,8 @@ impl Applier {
             self.outbox.answered(lane, batch);
         }
         let nodes = keeper::nodes(&self.router, &self.lane_addresses);
-        let slots = self.setup.slots.as_ref().filter(|_| !self.setup.sole_source);
+        let owned = self.recopy.settled();
+        let slots = owned.as_ref().filter(|_| !self.setup.sole_source);
         let mut removed = 0;
         for node in &nodes {
             let mut connection = self.dial(node, Closing::None).await?;
@@ -243,6 +246,11 @@ impl Applier {
                 return Err(Interrupted::Lost(exception.to_string()));
             }
         }
+        if let (Some(barrier), Some(keeper)) = (self.recopy.barrier.take(), &mut self.keeper) {
+            keeper.passed_barrier(barrier);
+        }
+        self.recopy.overtaken = self.recopy.overtaken.map(|_| Instant::now());
+        self.recopy.untold = true;
         self.write_records(true).await?;
         self.wait_idle().await
     }

@@ -27,6 +27,12 @@ impl Applier {
     }
 
     pub(super) fn may_mark(&self) -> bool {
+        // While keys wait for being overtaken, nobody may go on from any place behind that.
+        self.recopy.overtaken.is_none() && self.is_between()
+    }
+
+    /// Nothing is half done.
+    pub(super) fn is_between(&self) -> bool {
         match &self.work {
             Work::Snapshot { staged, .. } => staged.is_none(),
             Work::Stream(stream) => !stream.in_transaction(),
