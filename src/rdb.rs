@@ -20,7 +20,7 @@ mod scan;
 mod walk;
 
 pub use commands::{Dialect, value_to_commands};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Waypoint};
 pub use digest::{ValueDigest, canonical};
 pub use error::{Fault, RdbError};
 pub use event::{Event, Items, KeyRecord, LargeHead, LargeKind, Limits, Step};
