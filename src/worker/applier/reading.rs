@@ -136,6 +136,8 @@ impl Applier {
         let position = self.position();
         self.offset_shift = origin - position as i64;
         self.stream_at = Some(position);
+        // An earlier attempt at the full sync sent nothing of its stream that could be met again.
+        self.replay_until = if self.replay_until == u64::MAX { position } else { self.replay_until };
         self.work = Work::Stream(Stream::at(StreamPlace { db: self.stream_db }));
         if self.window.len() > self.at {
             return Err(WorkerError::SnapshotEnd {
