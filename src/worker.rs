@@ -272,6 +272,7 @@ pub async fn run(
     let keeps = setup.spool.lasts;
     let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress), taken.keeper);
     if let Some(left) = left {
+        progress.link.send_modify(|link| link.snapshot_bytes = left.snapshot_bytes());
         applier.take_up(left);
     }
     // The link ends when the applier does, and the other way round.

@@ -31,6 +31,13 @@ pub struct Left {
     pub part: LeftPart,
 }
 
+impl Left {
+    /// Bytes of the RDB, while it is not yet on the target.
+    pub fn snapshot_bytes(&self) -> Option<u64> {
+        matches!(self.part, LeftPart::Snapshot(_)).then_some(self.stream_at)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeftPart {
     Snapshot(Load),

@@ -34,6 +34,7 @@ impl Applier {
         // While there is always another block at hand, the timer is never looked at.
         if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
             self.publish();
+            self.write_records(false).await?;
         }
         Ok(())
     }

@@ -442,8 +442,9 @@ impl Applier {
         if !must && matches!(place, RecordPlace::Snapshot { load: None, .. }) {
             return Ok(());
         }
-        // What is under way holds a newer one, or will be followed by one.
-        if !must && (!self.outbox.is_quick() || !keeper.is_due(&place, self.outbox.is_chained())) {
+        let chained = self.outbox.is_chained();
+        // The batches of a chain hold one each: what is under way holds a newer one.
+        if !must && ((chained && !self.outbox.is_quick()) || !keeper.is_due(&place, chained)) {
             return Ok(());
         }
         self.write_records_at(place).await
