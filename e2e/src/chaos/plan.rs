@@ -150,6 +150,8 @@ impl Plan {
         if choice.slow_start.unwrap_or(slow) {
             plan.slow_start = Some(speed);
             plan.in_sync = false;
+            // There are many keys, and without its end the snapshot is of no use.
+            plan.key_delay /= 10;
             let small = [
                 ("spoolMemory", "1Mi".into()),
                 ("pipelineBytes", "64Ki".into()),
