@@ -11,12 +11,14 @@ pub mod decoder;
 pub mod digest;
 mod error;
 mod event;
+pub mod json;
 mod layout;
 mod lzf;
 mod module;
 mod packed;
 mod payload;
 mod scan;
+pub mod stat;
 mod walk;
 
 pub use commands::{Dialect, value_to_commands};

@@ -5,14 +5,17 @@
 //! - `…:epoch`, one a node: who may write. A later process raises it, an earlier one stops when it sees that.
 //! - `…:at`, one a node: a [`Record`]; everything of this shard for this node up to there stands.
 //! - `…:guard`, one a slot of a cluster: every command of this shard for this slot up to there stands.
+//! - `…:none`, one a slot of a cluster: never there. On a slot that is moving it is refused, and with it the transaction that asks for it.
 //! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
 
 use crate::rdb::Waypoint;
+use crate::resp::header;
 use crate::slot::tag_for_slot;
 use crate::version::Flavor;
 
 /// Keys of the tool's own begin with this; no verification looks at them.
 pub const PREFIX: &[u8] = b"redis-migration:";
+const NONE: &str = "none";
 /// First word of a [`Record`]; another form gets another.
 const RECORD_FORM: &str = "1";
 /// First word of a [`Load`]; another form gets another.
@@ -47,6 +50,24 @@ impl KeyNames {
 
     pub fn guard(&self, slot: u16) -> Vec<u8> {
         self.key(slot, "guard")
+    }
+
+    /// Appends the guard's key as an argument, without allocating.
+    pub fn append_guard(&self, slot: u16, out: &mut Vec<u8>) {
+        self.append(slot, "guard", out);
+    }
+
+    /// Appends the key that is never there as an argument.
+    pub fn append_none(&self, slot: u16, out: &mut Vec<u8>) {
+        self.append(slot, NONE, out);
+    }
+
+    fn append(&self, slot: u16, kind: &str, out: &mut Vec<u8>) {
+        let tag = tag_for_slot(slot).as_bytes();
+        header(b'$', PREFIX.len() + tag.len() + self.name.len() + kind.len() + 4, out);
+        for part in [PREFIX, b"{", tag, b"}:", self.name.as_bytes(), b":", kind.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
     }
 
     pub fn chain(&self) -> Vec<u8> {
@@ -214,6 +235,21 @@ pub fn guard_value(history: u64, offset: i64) -> Vec<u8> {
     format!("{history} {offset}").into_bytes()
 }
 
+/// The same, appended as an argument.
+pub fn append_guard_value(history: u64, offset: i64, out: &mut Vec<u8>) {
+    let (mut first, mut second) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (history, offset) = (first.format(history).as_bytes(), second.format(offset).as_bytes());
+    header(b'$', history.len() + 1 + offset.len(), out);
+    for part in [history, b" ", offset, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+/// True for the name of the key that is never there.
+pub fn is_none(key: &[u8]) -> bool {
+    key.starts_with(PREFIX) && key.ends_with(b":none")
+}
+
 pub fn parse_guard(value: &[u8]) -> Option<(u64, i64)> {
     let (history, offset) = std::str::from_utf8(value).ok()?.split_once(' ')?;
     Some((history.parse().ok()?, offset.parse().ok()?))
@@ -268,6 +304,7 @@ pub fn standing(records: &[Record], single: bool) -> Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resp::bulk;
     use crate::slot::slot;
 
     fn record(layout: u64, nodes: u32, offset: i64) -> Record {
@@ -284,6 +321,16 @@ mod tests {
                 assert!(key.starts_with(PREFIX));
             }
         }
+        let mut appended = Vec::new();
+        names.append_guard(5000, &mut appended);
+        append_guard_value(7, 12, &mut appended);
+        names.append_none(5000, &mut appended);
+        let mut expected = Vec::new();
+        for argument in [names.guard(5000), guard_value(7, 12), names.key(5000, NONE)] {
+            bulk(&argument, &mut expected);
+        }
+        assert_eq!(appended, expected);
+        assert!(is_none(&names.key(5000, NONE)) && !is_none(&names.guard(5000)));
         let written = record(1, 3, 99);
         assert_eq!(Record::parse(&written.to_bytes()), Some(written.clone()));
         for wrong in ["", "1", "2 7 1 1 0 snapshot 4", "1 7 1 1 0 snapshot 4 5", "1 7 1 1 0 stream x"] {

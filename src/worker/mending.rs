@@ -207,6 +207,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_again_asks_no_more_for_the_key_that_is_never_there() {
+        let none = GUARD.replace("guard", "none");
+        let trouble = trouble(
+            &[&["MULTI"], &["EXISTS", &none], &["INCR", "k"], &["SET", GUARD, "7 10"], &["EXEC"]],
+            &[(1, "ASK 1 127.0.0.1:7001"), (4, "EXECABORT Transaction discarded")],
+        );
+        let failed = examine(&trouble, Reading { snapshot: false, replay: false }).retry;
+        assert_eq!(failed[0].replies, 4);
+        assert_eq!(again(&trouble).unwrap().0, ["MULTI", "INCR k", &format!("SET {GUARD} 7 10"), "EXEC"]);
+    }
+
+    #[test]
     fn a_guard_does_not_fall_behind_what_stands() {
         let trouble = trouble(
             &[
