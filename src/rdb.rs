@@ -22,7 +22,7 @@ pub mod stat;
 mod walk;
 
 pub use commands::{Dialect, value_to_commands};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Waypoint};
 pub use digest::{ValueDigest, canonical};
 pub use error::{Fault, RdbError};
 pub use event::{Event, Items, KeyRecord, LargeHead, LargeKind, Limits, Step};

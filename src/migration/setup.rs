@@ -110,11 +110,12 @@ pub fn findings(plan: &Plan, report: &PreflightReport) -> CheckReport {
     CheckReport { findings }
 }
 
-/// One setup for each source shard; `identities` in their order. From here on the source is watched.
+/// One setup for each source shard; `identities` in their order. `lasts`: another run finds the spool's
+/// folder again. From here on the source is watched.
 pub async fn workers(
     plan: &Plan,
     report: &PreflightReport,
-    folder: &Path,
+    (folder, lasts): (&Path, bool),
     checkpoints: &Checkpoints,
     identities: &[KnownShard],
 ) -> Result<Vec<WorkerSetup>, MigrationError> {
@@ -171,6 +172,7 @@ pub async fn workers(
                 disk: plan.limits.spool_disk,
                 retain: plan.limits.spool_retain,
                 folder: folder.to_path_buf(),
+                lasts,
             },
             max_quarantined: plan.failure_policy.max_quarantined,
             resume: checkpoints.shards.get(&identity.id).cloned(),

@@ -82,6 +82,9 @@ pub struct Replication {
     pub psync_command: String,
     /// Where an earlier run stopped.
     pub resume: Option<Origin>,
+    /// What an earlier run left in the spool: its history, and the position at which the stream starts. What
+    /// follows its end is asked for.
+    pub spooled: Option<(Origin, u64)>,
     /// Without it, no snapshot that was complete is replaced by another.
     pub allow_full_resync: bool,
     /// A link of this run was there before: a full resync is not the first.
@@ -117,7 +120,7 @@ impl Replication {
     }
 
     async fn follow(&mut self, spool: &mut SpoolWriter) -> ReplicationError {
-        let mut received = Received::default();
+        let mut received = Received::of(self.spooled.take());
         let mut backoff = Backoff::default();
         loop {
             let error = match self.session(spool, &mut received, &mut backoff).await {
@@ -351,6 +354,12 @@ impl Replication {
 }
 
 impl Received {
+    fn of(spooled: Option<(Origin, u64)>) -> Self {
+        let complete = spooled.is_some();
+        let history = spooled.map(|(origin, stream_at)| History { origin, stream_at: Some(stream_at) });
+        Self { history, complete, use_sync: false }
+    }
+
     /// Replication offset up to which everything was received; `None` before the command stream.
     fn offset(&self, spool: &SpoolWriter) -> Option<i64> {
         let history = self.history.as_ref()?;

@@ -10,8 +10,10 @@
 //! - `…:slots`, some: the [`Territory`] of a shard of a source cluster.
 //! - `…:chain`, single servers only: lets a batch take effect only if the one before it did (see `chain`).
 
+use crate::rdb::Waypoint;
 use crate::resp::header;
 use crate::slot::{SlotRanges, tag_for_slot};
+use crate::version::Flavor;
 
 /// Keys of the tool's own begin with this; no verification looks at them.
 pub const PREFIX: &[u8] = b"redis-migration:";
@@ -20,6 +22,8 @@ const NONE: &str = "none";
 const RECORD_FORM: &str = "1";
 /// Where a cluster keeps a [`Territory`]: on several nodes, as one of them may lose what it got last.
 pub const TERRITORY_SLOTS: [u16; 3] = [0, 5461, 10923];
+/// First word of a [`Load`]; another form gets another.
+const LOAD_FORM: &str = "load1";
 
 /// Key names of one shard of one migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,13 +110,68 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordPlace {
     /// In the RDB, at this spool position.
-    Snapshot { position: u64 },
+    Snapshot {
+        position: u64,
+        /// `None`: another process cannot go on from here.
+        load: Option<Load>,
+    },
     Stream {
         replication_id: String,
         offset: i64,
         /// The source's database behind `offset`.
         db: u64,
     },
+}
+
+/// What another process needs to go on in the middle of an RDB, beside the spool that holds the rest of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Number of the spool's history: it tells this RDB from all others.
+    pub spool: u64,
+    /// Of the same position as the record.
+    pub waypoint: Waypoint,
+    /// Checksum of all before it.
+    pub crc: u64,
+    /// The database in which the source's stream starts, as the RDB tells in front of all keys.
+    pub stream_db: u64,
+    /// Keys before it, and keys announced so far: for those who watch.
+    pub keys: u64,
+    pub keys_total: u64,
+}
+
+impl Load {
+    fn encode(&self, out: &mut Vec<u8>) {
+        use std::io::Write;
+        let Self { spool, waypoint, crc, stream_db, keys, keys_total } = self;
+        let Waypoint { position: _, flavor, version, db } = waypoint;
+        let flavor = match flavor {
+            Flavor::Redis => "redis",
+            Flavor::Valkey => "valkey",
+        };
+        let _ = write!(
+            out,
+            " {LOAD_FORM} {spool} {flavor} {version} {db} {crc:016x} {stream_db} {keys} {keys_total}"
+        );
+    }
+
+    /// What stands behind its first word.
+    fn parse<'a>(position: u64, mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let spool = words.next()?.parse().ok()?;
+        let flavor = match words.next()? {
+            "redis" => Flavor::Redis,
+            "valkey" => Flavor::Valkey,
+            _ => return None,
+        };
+        let version: u16 = words.next()?.parse().ok()?;
+        let db = words.next()?.parse().ok()?;
+        let crc = u64::from_str_radix(words.next()?, 16).ok()?;
+        let stream_db = words.next()?.parse().ok()?;
+        let keys = words.next()?.parse().ok()?;
+        let keys_total = words.next()?.parse().ok()?;
+        let fits = words.next().is_none() && (position == 0) == (version == 0);
+        let waypoint = Waypoint { position, flavor, version, db };
+        fits.then_some(Self { spool, waypoint, crc, stream_db, keys, keys_total })
+    }
 }
 
 impl Record {
@@ -122,7 +181,13 @@ impl Record {
         // Writing to a vector does not fail.
         let _ = write!(out, "{RECORD_FORM} {history} {layout} {nodes} {barrier} ");
         let _ = match &self.place {
-            RecordPlace::Snapshot { position } => write!(out, "snapshot {position}"),
+            RecordPlace::Snapshot { position, load } => {
+                let written = write!(out, "snapshot {position}");
+                if let Some(load) = load {
+                    load.encode(out);
+                }
+                written
+            }
             RecordPlace::Stream { replication_id, offset, db } => {
                 write!(out, "stream {replication_id} {offset} {db}")
             }
@@ -146,7 +211,20 @@ impl Record {
         let nodes = words.next()?.parse().ok()?;
         let barrier = words.next()?.parse().ok()?;
         let place = match words.next()? {
-            "snapshot" => RecordPlace::Snapshot { position: words.next()?.parse().ok()? },
+            "snapshot" => {
+                let position = words.next()?.parse().ok()?;
+                let load = match words.next() {
+                    None => None,
+                    Some(LOAD_FORM) => Some(Load::parse(position, words.by_ref())?),
+                    // Of another version of this program: how far it came is all that can be told.
+                    Some(form) if form.starts_with("load") => {
+                        words.by_ref().for_each(drop);
+                        None
+                    }
+                    Some(_) => return None,
+                };
+                RecordPlace::Snapshot { position, load }
+            }
             "stream" => RecordPlace::Stream {
                 replication_id: words.next()?.to_owned(),
                 offset: words.next()?.parse().ok()?,
@@ -160,7 +238,7 @@ impl Record {
     /// Records of one history in the order of their places.
     pub fn order(&self) -> (bool, i64) {
         match self.place {
-            RecordPlace::Snapshot { position } => (false, i64::try_from(position).unwrap_or(i64::MAX)),
+            RecordPlace::Snapshot { position, .. } => (false, i64::try_from(position).unwrap_or(i64::MAX)),
             RecordPlace::Stream { offset, .. } => (true, offset),
         }
     }
@@ -296,8 +374,6 @@ mod tests {
         assert!(is_none(&names.key(5000, NONE)) && !is_none(&names.guard(5000)));
         let written = record(1, 3, 99);
         assert_eq!(Record::parse(&written.to_bytes()), Some(written.clone()));
-        let loading = Record { place: RecordPlace::Snapshot { position: 4 }, ..written };
-        assert_eq!(Record::parse(&loading.to_bytes()), Some(loading));
         for wrong in ["", "1", "2 7 1 1 0 snapshot 4", "1 7 1 1 0 snapshot 4 5", "1 7 1 1 0 stream x"] {
             assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
         }
@@ -312,6 +388,27 @@ mod tests {
         }
         for wrong in ["", "1 7 2", "2 7 2 0-9", "1 7 2 9-0", "1 7 2 0-9 x"] {
             assert_eq!(Territory::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_place_in_the_rdb_is_read_as_written_and_one_of_another_version_is_no_place_to_go_on_from() {
+        let waypoint = Waypoint { position: 9_000, flavor: Flavor::Valkey, version: 80, db: 3 };
+        let load = Load { spool: 1, waypoint, crc: 0xfe, stream_db: 2, keys: 40, keys_total: 50 };
+        for load in [None, Some(load)] {
+            let written =
+                Record { place: RecordPlace::Snapshot { position: 9_000, load }, ..record(1, 3, 0) };
+            assert_eq!(Record::parse(&written.to_bytes()), Some(written));
+        }
+        let written =
+            Record { place: RecordPlace::Snapshot { position: 9_000, load: Some(load) }, ..record(1, 3, 0) };
+        let text = String::from_utf8(written.to_bytes()).unwrap();
+        let other = text.replace("load1", "load2") + " and more";
+        let place = Record::parse(other.as_bytes()).unwrap().place;
+        assert_eq!(place, RecordPlace::Snapshot { position: 9_000, load: None });
+        for (from, to) in [("valkey", "keydb"), (" 80 ", " 0 "), (" 40 50", " 40"), (" 40 50", " 40 50 60")] {
+            let wrong = text.replace(from, to);
+            assert!(wrong != text && Record::parse(wrong.as_bytes()).is_none(), "{wrong}");
         }
     }
 

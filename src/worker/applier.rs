@@ -6,6 +6,7 @@ mod reading;
 mod recopying;
 mod recording;
 mod sending;
+mod taking_up;
 mod telling;
 
 use std::collections::{HashSet, VecDeque};
@@ -50,6 +51,8 @@ struct Place {
     position: u64,
     stage: Stage,
     keys: u64,
+    /// Keys that the snapshot had announced.
+    keys_total: u64,
     commands: u64,
 }
 
@@ -120,6 +123,8 @@ pub(super) struct Applier {
     alone_from: u64,
     /// What lies between is left out, as the target does not take it.
     left_out: Option<(u64, u64)>,
+    /// What the target has was read when the shard was taken over, and nothing was sent since.
+    taken_up: bool,
     /// Before anything of the full sync: what an earlier attempt left has to go.
     wipe: bool,
     /// Commands that the target does not know.
@@ -177,6 +182,7 @@ impl Applier {
             position: 0,
             stage: Stage::Snapshot { decoder: decoder.clone(), crc: Crc::new() },
             keys: 0,
+            keys_total: 0,
             commands: 0,
         };
         let mut outbox = Outbox::new(setup.lane.commands);
@@ -218,6 +224,7 @@ impl Applier {
             careful_until: 0,
             alone_from: 0,
             left_out: None,
+            taken_up: false,
             wipe: false,
             unknown: HashSet::new(),
             numbers: Numbers::default(),
@@ -300,6 +307,7 @@ impl Applier {
 
     fn go_on_from_stands(&mut self) {
         self.keys = self.stands.keys;
+        self.numbers.keys_total = self.stands.keys_total;
         self.commands = self.stands.commands;
         self.base = self.stands.position;
         self.marked = self.base;
@@ -371,7 +379,8 @@ impl Applier {
             || self.setup.restarted
             || self.setup.own_keys;
         let resumed = self.setup.resume.clone().filter(|_| !snapshot);
-        self.stands = Place { position: 0, stage: self.first_stage(), keys: 0, commands: 0 };
+        let stage = self.first_stage();
+        self.stands = Place { position: 0, stage, keys: 0, keys_total: 0, commands: 0 };
         self.places.clear();
         self.rules.replay = false;
         self.replay_until = 0;
@@ -379,7 +388,6 @@ impl Applier {
         self.left_out = None;
         self.stream_at = None;
         self.stream_db = 0;
-        self.numbers.keys_total = 0;
         self.numbers.snapshot_read = 0;
         self.outbox.begin();
         self.recopy.abandon(true);

@@ -12,7 +12,7 @@ use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
 use crate::target::fence::{Closing, Fence, FenceError, Place};
-use crate::target::keys::{KeyNames, Record, RecordPlace, Standing, Territory, standing};
+use crate::target::keys::{KeyNames, Load, Record, RecordPlace, Standing, Territory, standing};
 use crate::target::recovery::{self, NodeState};
 
 /// On a cluster, how old the written record may be.
@@ -78,6 +78,8 @@ pub enum Found {
     Nothing,
     /// The stream can go on.
     Resume(Checkpoint),
+    /// A full sync had come so far; with the spool of that run it can go on.
+    Loading(Load),
     /// A full sync had begun, or what was kept is damaged: another full sync, over our own keys.
     Begun(&'static str),
 }
@@ -133,11 +135,18 @@ impl Keeper {
         if keeper.unguarded {
             tracing::warn!("{UNGUARDED} is set: commands may be applied twice");
         }
+        let in_stream = |record: &&Record| matches!(record.place, RecordPlace::Stream { .. });
+        let ahead: Vec<u64> = state.records.iter().filter(in_stream).map(|record| record.history).collect();
         let found = match keeper.stand(state, matches!(router, Router::Single)) {
             Standing::Nothing => Found::Nothing,
             Standing::Lost(why) => Found::Begun(why),
             Standing::At(record) => match record.place {
-                RecordPlace::Snapshot { .. } => Found::Begun("the full sync was not complete"),
+                // That node has fallen back, or the others only just went ahead: which of them is not known.
+                RecordPlace::Snapshot { .. } if ahead.contains(&record.history) => {
+                    Found::Begun("one node is in the full sync, while others are past it")
+                }
+                RecordPlace::Snapshot { load: Some(load), .. } => Found::Loading(load),
+                RecordPlace::Snapshot { load: None, .. } => Found::Begun("the full sync was not complete"),
                 RecordPlace::Stream { replication_id, offset, db } => {
                     Found::Resume(Checkpoint { replication_id, offset, db })
                 }

@@ -292,7 +292,7 @@ mod tests {
         );
         let failed = examine(&trouble, Reading { snapshot: false, replay: false }).retry;
         assert_eq!(failed[0].replies, 4);
-        assert_eq!(again(&trouble).unwrap().0, ["MULTI", "INCR k", &format!("SET {GUARD} 7 10"), "EXEC"]);
+        assert_eq!(again(&trouble).0, ["MULTI", "INCR k", &format!("SET {GUARD} 7 10"), "EXEC"]);
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl Applier {
         // While there is always another block at hand, the timer is never looked at.
         if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
             self.publish();
+            self.write_records(false).await?;
         }
         Ok(())
     }
@@ -143,6 +144,8 @@ impl Applier {
         let position = self.position();
         self.offset_shift = origin - position as i64;
         self.stream_at = Some(position);
+        // An earlier attempt at the full sync sent nothing of its stream that could be met again.
+        self.replay_until = if self.replay_until == u64::MAX { position } else { self.replay_until };
         self.work = Work::Stream(Stream::at(StreamPlace { db: self.stream_db }));
         if self.window.len() > self.at {
             return Err(WorkerError::SnapshotEnd {

@@ -1,15 +1,15 @@
 //! How far the shard has come, as it is kept in the target.
 
 use super::{Applier, Interrupted, Place, Stage, Work};
-use crate::target::keys::RecordPlace;
+use crate::target::keys::{Load, RecordPlace};
 
 impl Applier {
     /// A full sync begins: its first record goes in front of its first key.
     pub(super) fn begin_records(&mut self) {
+        let place = self.snapshot_place();
         let (Some(keeper), Some(kept)) = (&mut self.keeper, &mut self.outbox.kept) else { return };
         keeper.begin_history();
         kept.history = keeper.history;
-        let place = RecordPlace::Snapshot { position: 0 };
         let record = keeper.record(place.clone()).to_bytes();
         for (lane, slot) in keeper.places() {
             self.outbox.append_record(lane, slot, &record);
@@ -24,13 +24,17 @@ impl Applier {
         if self.origin.is_none() || !self.may_send() {
             return Ok(());
         }
-        let Place { position, stage, .. } = &self.stands;
-        let place = match stage {
-            Stage::Snapshot { .. } => RecordPlace::Snapshot { position: *position },
-            Stage::Stream(_) => self.stream_place(*position),
+        let place = match self.stands.stage {
+            Stage::Snapshot { .. } => self.snapshot_place(),
+            Stage::Stream(_) => self.stream_place(self.stands.position),
         };
-        // What is under way holds a newer one, or will be followed by one.
-        if !must && (!self.outbox.is_quick() || !keeper.is_due(&place, self.outbox.is_chained())) {
+        // The record before is of more use, though it lies further back.
+        if !must && matches!(place, RecordPlace::Snapshot { load: None, .. }) {
+            return Ok(());
+        }
+        let chained = self.outbox.is_chained();
+        // The batches of a chain hold one each: what is under way holds a newer one.
+        if !must && ((chained && !self.outbox.is_quick()) || !keeper.is_due(&place, chained)) {
             return Ok(());
         }
         self.write_records_at(place).await
@@ -49,6 +53,23 @@ impl Applier {
         }
         keeper.wrote(place);
         self.send_all().await
+    }
+
+    /// Where the snapshot stands on the target.
+    fn snapshot_place(&self) -> RecordPlace {
+        let Place { position, stage, keys, keys_total, .. } = &self.stands;
+        let load = match stage {
+            Stage::Snapshot { decoder, crc } => decoder.waypoint().map(|waypoint| Load {
+                spool: self.reader.history(),
+                waypoint,
+                crc: crc.value(),
+                stream_db: self.stream_db,
+                keys: *keys,
+                keys_total: *keys_total,
+            }),
+            Stage::Stream(_) => None,
+        };
+        RecordPlace::Snapshot { position: *position, load }
     }
 
     /// `position` is of the stream, and not behind what stands; the database is that of what stands.

@@ -49,7 +49,8 @@ impl Applier {
             }
             Work::Stream(stream) => Stage::Stream(stream.place.clone()),
         };
-        Place { position, stage, keys: self.keys, commands: self.commands }
+        let Self { keys, commands, .. } = *self;
+        Place { position, stage, keys, keys_total: self.numbers.keys_total, commands }
     }
 
     /// Where things stand, for another run.
@@ -65,7 +66,7 @@ impl Applier {
             (_, None) => self.setup.resume.clone(),
             _ => None,
         };
-        Stopped { checkpoint }
+        Stopped { checkpoint, spooled: false }
     }
 
     /// Of the history that the applier is in, which the link may have left already, or renamed.
