@@ -12,6 +12,7 @@ mod live_tests;
 mod mending;
 mod outbox;
 pub mod progress;
+mod release;
 mod repair;
 mod route;
 mod snapshot;

@@ -15,7 +15,7 @@ use super::degraded;
 use super::identity::{KnownShard, identify};
 use super::kept;
 use super::state::{Shard, State, is_in_sync, now};
-use super::verification::{self, failed, settle};
+use super::verification::{self, failed, released, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{CutoverMode, Delivery, ExistingKeys, FullResyncPolicy};
@@ -268,6 +268,7 @@ impl Run {
         if self.options.until == Until::InSync {
             self.nothing_moved()?;
             self.nothing_refused()?;
+            self.release().await?;
             return Ok(Outcome::Done);
         }
         self.cut_over().await
@@ -357,6 +358,8 @@ impl Run {
             self.state.phase(Phase::IncrementalSync, message);
             self.until(std::future::pending()).await?;
         }
+        // With the writes still going on, as it takes its time.
+        self.release().await?;
         self.state.status.cutover.start_time = Some(now());
         self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
         let shards = self.shards.clone();
@@ -396,6 +399,22 @@ impl Run {
             }
             None => Err(Ended::Stop),
         }
+    }
+
+    /// Has the keys on the target given their own expiries back.
+    async fn release(&mut self) -> Result<(), Ended> {
+        let message = "giving keys on the target their own expiries back";
+        self.state.phase(Phase::IncrementalSync, message);
+        for shard in &self.shards {
+            shard.progress.release.send_replace(true);
+        }
+        let shards = self.shards.clone();
+        self.until(async move {
+            for shard in &shards {
+                released(shard).await;
+            }
+        })
+        .await
     }
 
     /// Keys of slots that changed hands may be missing on the target.

@@ -1,6 +1,7 @@
 //! PURE. When keys expire, as two servers tell it, and when two answers agree.
 
 use super::frame::Frame;
+use crate::hold::true_key;
 
 /// Two expiries closer than this are one: commands of old servers are relative, and are applied
 /// at another time than they were given.
@@ -39,12 +40,13 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// `None` when the reply is no integer.
+    /// `None` when the reply is no integer. Of a key whose expiry is held it is the true one: the target holds
+    /// expiries until the migration is complete.
     pub fn of(reply: &Frame<'_>) -> Option<Expiry> {
         match *reply {
             Frame::Integer(-2) => Some(Expiry::NoKey),
             Frame::Integer(-1) => Some(Expiry::Never),
-            Frame::Integer(at) => Some(Expiry::At(at)),
+            Frame::Integer(at) => Some(Expiry::At(true_key(at).unwrap_or(at))),
             _ => None,
         }
     }

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::outbox::Outbox;
+use super::release::Carried;
 use super::route::Router;
 use crate::command::{
     Class, Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
     database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
 };
+use crate::hold::Holding;
 use crate::resp::frame::{Parsed, each_frame, parse_frame};
 use crate::resp::{Args, Span, array_header, bulk, encode_command};
 use crate::version::ServerVersion;
@@ -26,6 +28,7 @@ pub struct StreamRules {
     pub sole_source: bool,
     /// Commands that only the source knows.
     pub dynamic: DynamicTable,
+    pub holding: Holding,
 }
 
 /// Place in the stream, as a resume needs it.
@@ -67,6 +70,8 @@ pub struct Onward<'a, S> {
     pub moment: Moment,
     /// Spool position behind the command at hand.
     pub end: u64,
+    /// While held expiries are given back.
+    pub carried: Option<&'a mut Carried>,
 }
 
 impl<S> Onward<'_, S> {
@@ -191,6 +196,9 @@ impl Stream {
             }
             _ => {}
         }
+        if let Some(carried) = &mut to.carried {
+            carried.note(spec, args, self.place.db, &to.rules.database_map);
+        }
         let replaced = self.rewritten(spec, args, to.moment, to.rules);
         let taken = match replaced {
             Some(0) => Taken::Done { commands: 0 },
@@ -226,7 +234,11 @@ impl Stream {
             return None;
         }
         self.scratch.clear();
-        let clock = Clock { received_at_ms: moment.arrived as i64, now_ms: moment.now as i64 };
+        let clock = Clock {
+            received_at_ms: moment.arrived as i64,
+            now_ms: moment.now as i64,
+            holding: rules.holding,
+        };
         match rewrite(spec, args, clock, rules.target, &mut self.scratch) {
             Rewrite::Unchanged => None,
             Rewrite::Replaced(count) => Some(count),

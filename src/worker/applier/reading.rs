@@ -195,6 +195,7 @@ impl Applier {
                 outbox: &mut self.outbox,
                 moment: self.moment,
                 end,
+                carried: self.release.carried(),
             };
             let taken = stream.take(&args, &mut onward);
             self.at += length;

@@ -308,6 +308,10 @@ impl Applier {
             self.write_records(true).await?;
             self.wait_answers().await?;
         }
+        if planned.iter().any(|(_, _, units)| !units.is_empty()) {
+            // A node may have lost what it had been given.
+            self.hold_again();
+        }
         for (trouble, findings, units) in planned {
             self.settle_findings(&trouble, findings)?;
             let mut refused = Vec::new();
