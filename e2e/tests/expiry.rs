@@ -74,7 +74,7 @@ fn renew(conn: &mut Conn) -> Result<()> {
 }
 
 /// Keys with an expiry that is renewed while the target takes the full sync, and is over by the time that
-/// it has it. With `target_address` a proxy in front of one of the target's servers.
+/// it has it.
 fn slow_full_sync(version: Version, target: &Endpoint, env: &[(&str, &str)]) -> Result<(Server, Finished)> {
     let source = source(version)?;
     let mut conn = source.conn()?;
@@ -83,12 +83,9 @@ fn slow_full_sync(version: Version, target: &Endpoint, env: &[(&str, &str)]) -> 
     let over = time(&mut conn)? + LIFE;
     let proxy = Proxy::start(&target.address)?;
     proxy.limit(Some(60_000));
-    let through =
-        if target.cluster { target.clone() } else { Endpoint { address: proxy.address(), ..target.clone() } };
-    let mut manifest = Manifest::between(&source.endpoint(), &through);
-    if !target.cluster {
-        manifest = manifest.set("/spec/target/redis/topology", "Standalone");
-    }
+    let through = Endpoint { address: proxy.address(), ..target.clone() };
+    let manifest =
+        Manifest::between(&source.endpoint(), &through).set("/spec/target/redis/topology", "Standalone");
     let tool = Tool::spawn(Arc::new(tempfile::tempdir()?), &manifest, &["--until", "InSync"], env)?;
     tool.wait_for("the snapshot", PATIENCE, |status| status["progress"]["bytesRead"].as_i64() > Some(0))?;
     renew(&mut conn)?;
@@ -357,6 +354,8 @@ fn released_under_load(version: Version, target: &Endpoint, databases: Vec<u32>)
                     count += 1;
                 }
                 conn.pipeline(&batch)?;
+                // A pace that the tool can follow.
+                std::thread::sleep(Duration::from_millis(20));
             }
             Ok(count)
         }

@@ -155,6 +155,10 @@ pub struct ShardStatus {
     pub resumes: i64,
     /// Full syncs that had to be repeated.
     pub full_resyncs: i64,
+    /// Expiries are held on the target, as they are until the cutover: it expires nothing by itself.
+    pub expiries_held: bool,
+    /// Keys and hash fields that got their own expiries back.
+    pub expiries_released: i64,
     /// Last error, empty when none. Holds no secret.
     pub last_error: String,
 }

@@ -268,7 +268,10 @@ impl Run {
         if self.options.until == Until::InSync {
             self.nothing_moved()?;
             self.nothing_refused()?;
-            self.release().await?;
+            // Otherwise another run goes on from here to the cutover.
+            if self.plan.cutover.mode == CutoverMode::Never {
+                self.release().await?;
+            }
             return Ok(Outcome::Done);
         }
         self.cut_over().await

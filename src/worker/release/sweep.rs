@@ -96,27 +96,20 @@ impl NodeSweep {
     }
 
     async fn release(&mut self, keys: &[Vec<u8>]) -> Result<Page, ConnectionError> {
-        // The absolute time is exact.
-        let absolute = self.version.has_redis(7, 0);
-        let question: &[u8] = if absolute { b"PEXPIRETIME" } else { b"PTTL" };
+        // Only the absolute time is exact; what is left is counted by the same clock, and never too short.
+        let (question, answer): (&[u8], &[u8]) =
+            if self.version.has_redis(7, 0) { (b"PEXPIRETIME", b"PEXPIREAT") } else { (b"PTTL", b"PEXPIRE") };
         for key in keys {
             self.connection.queue(&[question, key.as_slice()]);
         }
-        if !absolute {
-            // Behind the others: what is counted from then is not early.
-            self.connection.queue(&[b"TIME"]);
-        }
-        let replies = self.replies(keys.len()).await?;
-        let zero = if absolute { 0 } else { self.time().await? };
         let mut page = Page::default();
         let mut asked = 0;
-        for (key, reply) in keys.iter().zip(replies) {
+        for (key, reply) in keys.iter().zip(self.replies(keys.len()).await?) {
             match reply {
                 Reply::Integer(at) => {
                     let Some(at) = true_key(at) else { continue };
-                    let at = zero.saturating_add(at).max(1);
                     let mut digits = itoa::Buffer::new();
-                    self.connection.queue(&[b"PEXPIREAT".as_slice(), key, digits.format(at).as_bytes()]);
+                    self.connection.queue(&[answer, key.as_slice(), digits.format(at).as_bytes()]);
                     asked += 1;
                 }
                 reply => page.missed |= self.is_elsewhere(question, &reply)?,
@@ -125,13 +118,13 @@ impl NodeSweep {
         for reply in self.replies(asked).await? {
             match reply {
                 Reply::Integer(_) => page.released += 1,
-                reply => page.missed |= self.is_elsewhere(b"PEXPIREAT", &reply)?,
+                reply => page.missed |= self.is_elsewhere(answer, &reply)?,
             }
         }
         Ok(page)
     }
 
-    /// Replies to what is queued, at least `count`; all are taken before an error ends it.
+    /// The replies to what is queued.
     pub(super) async fn replies(&mut self, count: usize) -> Result<Vec<Reply>, ConnectionError> {
         self.connection.send_queued().await?;
         let mut replies = Vec::with_capacity(count.min(4096));
@@ -139,21 +132,6 @@ impl NodeSweep {
             replies.push(self.connection.receive().await?);
         }
         Ok(replies)
-    }
-
-    /// The server's clock, asked for already. Unix ms, rounded up.
-    async fn time(&mut self) -> Result<i64, ConnectionError> {
-        let reply = self.connection.receive().await?;
-        let number = |at: usize| {
-            let text = reply.items().get(at)?.bytes()?;
-            std::str::from_utf8(text).ok()?.parse::<i64>().ok()
-        };
-        match (number(0), number(1)) {
-            (Some(seconds), Some(micros)) => {
-                Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000 + 1))
-            }
-            _ => Err(self.connection.unexpected(b"TIME")),
-        }
     }
 
     /// True for the answer of a node that does not have the key now.
