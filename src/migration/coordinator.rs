@@ -601,8 +601,12 @@ impl Run {
                         "stopped before the snapshot stood: started again with the same data-dir it copies anew"
                     }
                 };
+                let mut message = message.to_owned();
+                if self.shards.iter().any(|shard| shard.numbers().holding) {
+                    message.push_str("; the target holds expiries until the cutover");
+                }
                 tracing::info!("{message}");
-                self.state.status.message = message.to_owned();
+                self.state.status.message = message;
                 self.state.publish();
                 Outcome::Stopped
             }

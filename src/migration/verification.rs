@@ -239,12 +239,18 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
     match result {
         Ok(report) => {
             if show_report(&mut state, &plan, &report) {
-                let message = match report.unsettled {
+                let mut message = match report.unsettled {
                     0 => "source and target are equal".to_owned(),
                     unsettled => {
                         format!("source and target are equal, but for {unsettled} key(s) not settled")
                     }
                 };
+                if report.held > 0 {
+                    let held = report.held;
+                    message.push_str(&format!(
+                        "; the target holds the expiries of {held} key(s) until the cutover"
+                    ));
+                }
                 state.finish(Phase::Completed, true, reason::COMPLETED, &message);
                 Outcome::Done
             } else {

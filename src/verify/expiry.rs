@@ -51,6 +51,10 @@ impl Expiry {
         }
     }
 
+    pub fn is_held(reply: &Frame<'_>) -> bool {
+        matches!(*reply, Frame::Integer(at) if true_key(at).is_some())
+    }
+
     /// Milliseconds between the two, beyond tolerance and `slack_ms`; `None` when they agree.
     pub fn apart(self, other: Expiry, slack_ms: i64) -> Option<Apart> {
         match (self, other) {
@@ -107,6 +111,9 @@ mod tests {
         assert_eq!(Expiry::of(&Frame::Integer(-2)), Some(Expiry::NoKey));
         assert_eq!(Expiry::of(&Frame::Integer(-1)), Some(Expiry::Never));
         assert_eq!(Expiry::of(&Frame::Integer(17)), Some(Expiry::At(17)));
+        let held = Frame::Integer(crate::hold::KEY + 17);
+        assert!(Expiry::is_held(&held) && !Expiry::is_held(&Frame::Integer(17)));
+        assert_eq!(Expiry::of(&held), Some(Expiry::At(17)));
         assert_eq!(Expiry::of(&Frame::Error(b"ERR")), None);
     }
 }

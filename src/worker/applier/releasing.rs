@@ -10,6 +10,8 @@ use crate::target::fence::Closing;
 use crate::worker::keeper;
 use crate::worker::release::{self, NodeSweep, Sweep, owners};
 
+/// Sweeps until it is given up over these connections.
+const MOST_PASSES: u32 = 5;
 /// Nobody gives expiries back while the target is further behind, in ms.
 const LAG: u64 = 1000;
 
@@ -101,6 +103,11 @@ impl Applier {
                 self.release.released += page.released;
                 again |= page.missed;
             }
+        }
+        if again && self.release.passes >= MOST_PASSES {
+            // What the lanes do not show: a node that has become a replica, say.
+            let why = "keys of the target cannot be asked for their expiries; connecting again";
+            return Err(Interrupted::Lost(why.to_owned()));
         }
         if again {
             let sweep = self.sweep().await?;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::resp::frame::parse_frame;
 use crate::version::Flavor;
 
 fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) {
