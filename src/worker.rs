@@ -36,7 +36,7 @@ use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::source::watch::SourceShard;
 use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
 use crate::target::lane::LaneLimits;
-use crate::topology::{SlotMap, server_info};
+use crate::topology::{Role, SlotMap, discover, server_info};
 use crate::version::ServerVersion;
 
 use applier::Applier;
@@ -299,6 +299,14 @@ async fn take_over(
         if let Router::Slots(map) = &mut router {
             // Slots may have changed hands; when that cannot be asked now, the next attempt does.
             let _ = map.refresh(&setup.target_dialer).await;
+        }
+        let dialer = &setup.target_dialer;
+        if let TargetShape::Watched(address) = &mut setup.target
+            && let Ok(found) = discover(dialer.access(), dialer, Role::Target).await
+            && let Some(shard) = found.shards.first()
+        {
+            // The Sentinels may have promoted another server.
+            *address = shard.master.address.clone();
         }
     };
     progress.numbers.send_modify(|numbers| numbers.waiting.clear());
