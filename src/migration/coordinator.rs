@@ -551,6 +551,16 @@ impl Run {
     async fn end(mut self, result: Result<Outcome, Ended>) -> Outcome {
         let checkpoints = self.stop_workers().await;
         self.state.gather(&self.shards);
+        let wished = |shard: &Shard| *shard.progress.release.borrow();
+        let held = self.shards.iter().any(|shard| wished(shard) && shard.numbers().holding);
+        let result = match result {
+            // What was run again then is held, and nobody is left to give it back.
+            Ok(Outcome::Done) if held => Err(Ended::Other {
+                reason: reason::TARGET_UNREACHABLE,
+                message: "the connection to the target was lost at the very end, and expiries are held there again: run it once more".to_owned(),
+            }),
+            result => result,
+        };
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
         if finished && self.plan.delivery == Delivery::ExactlyOnce {
             let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());

@@ -122,7 +122,11 @@ impl Release {
         self.due = Instant::now() + PAUSE;
     }
 
+    /// Nothing of the stream is under way.
     pub fn begin_page(&mut self) {
-        self.pauses = false;
+        // What came before a sweep's first page is seen by it.
+        if std::mem::take(&mut self.pauses) {
+            self.carried = Carried::default();
+        }
     }
 }

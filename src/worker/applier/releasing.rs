@@ -1,5 +1,6 @@
 //! Giving held expiries back, between the blocks of the stream.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use futures::future::try_join_all;
@@ -87,13 +88,16 @@ impl Applier {
         let release::Stage::Keys(sweep) = &mut self.release.stage else { return Ok(()) };
         // Keys of a slot that changed hands may have passed the sweep.
         again |= now != sweep.owners;
+        let mut places: BTreeMap<(usize, u64), Vec<Vec<u8>>> = BTreeMap::new();
         for (db, key) in keys {
-            let lane = self.router.lane(&key);
+            places.entry((self.router.lane(&key), db)).or_default().push(key);
+        }
+        for ((lane, db), keys) in places {
             let Some(node) = sweep.nodes.iter_mut().find(|node| node.lane == lane) else {
                 again = true;
                 continue;
             };
-            let page = node.keys(db, &[key]).await.map_err(|error| unconnected(&error))?;
+            let page = node.keys(db, &keys).await.map_err(|error| unconnected(&error))?;
             self.release.released += page.released;
             again |= page.missed;
         }
