@@ -328,6 +328,13 @@ fn released_under_load(version: Version, target: &Endpoint, databases: Vec<u32>)
     (0..30_000).for_each(|n| batch.add(args!["SETEX", format!("{{{}}}far:{n}", n % 40), "90000", "v"]));
     conn.pipeline(&batch)?;
     let across = databases.len() > 1;
+    if across {
+        conn.select(7)?;
+        batch.clear();
+        (0..5_000).for_each(|n| batch.add(args!["SETEX", format!("elsewhere:{n}"), "90000", "v"]));
+        conn.pipeline(&batch)?;
+        conn.select(0)?;
+    }
     let load = Load { additive: 60, renewals: true, databases, across_databases: across, ..Load::default() };
     let writer = Writer::start(&source.endpoint(), load)?;
     let renaming = Arc::new(std::sync::atomic::AtomicBool::new(true));
@@ -352,6 +359,10 @@ fn released_under_load(version: Version, target: &Endpoint, databases: Vec<u32>)
                         format!("{{{tag}}}far:copy{n}")
                     ]);
                     count += 1;
+                }
+                if across {
+                    // All keys of 7 are in 8 then, and the other way round.
+                    batch.add(args!["SWAPDB", "7", "8"]);
                 }
                 conn.pipeline(&batch)?;
                 // A pace that the tool can follow.

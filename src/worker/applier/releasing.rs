@@ -132,8 +132,7 @@ impl Applier {
         let mut nodes = Vec::new();
         for node in keeper::nodes(&self.router, &self.lane_addresses) {
             let connection = self.dial(&node, Closing::None).await?;
-            let begun = NodeSweep::begin(node.lane, connection, self.setup.target_version, slots.cloned());
-            nodes.push(begun.await.map_err(|error| unconnected(&error))?);
+            nodes.push(NodeSweep::new(node.lane, connection, self.setup.target_version, slots.cloned()));
         }
         Ok(Sweep { nodes, owners })
     }

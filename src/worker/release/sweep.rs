@@ -29,8 +29,8 @@ pub struct NodeSweep {
     pub(super) version: ServerVersion,
     /// Those of the source's shard; `None`: all.
     pub(super) slots: Option<SlotRanges>,
-    /// Databases that are still to be gone through.
-    left: Vec<Keyspace>,
+    /// Databases that are still to be gone through; not known before the first page.
+    left: Option<Vec<Keyspace>>,
     cursor: Vec<u8>,
     pub(super) db: u64,
 }
@@ -54,30 +54,34 @@ pub struct Page {
 
 impl NodeSweep {
     /// `connection` is one that may write, in database 0.
-    pub async fn begin(
+    pub fn new(
         lane: usize,
-        mut connection: Connection,
+        connection: Connection,
         version: ServerVersion,
         slots: Option<SlotRanges>,
-    ) -> Result<Self, ConnectionError> {
-        let left = keyspaces(&mut connection).await?;
-        let left = left.into_iter().filter(|keyspace| keyspace.expires).collect();
-        Ok(Self { lane, connection, version, slots, left, cursor: b"0".to_vec(), db: 0 })
+    ) -> Self {
+        Self { lane, connection, version, slots, left: None, cursor: b"0".to_vec(), db: 0 }
     }
 
     pub fn is_done(&self) -> bool {
-        self.left.is_empty()
+        self.left.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// The next page of keys; nothing of the stream may be under way.
     pub async fn page(&mut self) -> Result<Page, ConnectionError> {
-        let Some(Keyspace { db, .. }) = self.left.last().copied() else { return Ok(Page::default()) };
+        if self.left.is_none() {
+            let found = keyspaces(&mut self.connection).await?;
+            self.left = Some(found.into_iter().filter(|keyspace| keyspace.expires).collect());
+        }
+        let Some(Keyspace { db, .. }) = self.left.as_ref().and_then(|left| left.last()).copied() else {
+            return Ok(Page::default());
+        };
         self.select(db).await?;
         let cursor = self.cursor.clone();
         let (next, keys) = self.scan(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
         let page = self.release(&keys).await?;
-        if next == b"0" {
-            self.left.pop();
+        if let Some(left) = self.left.as_mut().filter(|_| next == b"0") {
+            left.pop();
         }
         self.cursor = next;
         Ok(page)
