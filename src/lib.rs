@@ -7,6 +7,7 @@ mod clock;
 pub mod command;
 pub mod connection;
 pub mod file;
+pub mod hold;
 pub mod migration;
 pub mod preflight;
 #[cfg(test)]

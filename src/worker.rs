@@ -13,6 +13,7 @@ mod mending;
 mod outbox;
 pub mod progress;
 mod recopy;
+mod release;
 mod repair;
 mod route;
 mod snapshot;

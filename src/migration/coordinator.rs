@@ -18,7 +18,7 @@ use super::degraded;
 use super::identity::KnownShard;
 use super::state::{Shard, State, now};
 use super::territory;
-use super::verification::{self, failed, settle};
+use super::verification::{self, failed, released, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
@@ -216,6 +216,10 @@ impl Run {
         if self.options.until == Until::InSync {
             self.slots_at_rest().await?;
             self.nothing_refused()?;
+            // Otherwise another run goes on from here to the cutover.
+            if self.plan.cutover.mode == CutoverMode::Never {
+                self.release().await?;
+            }
             return Ok(Outcome::Done);
         }
         self.cut_over().await
@@ -309,6 +313,8 @@ impl Run {
             self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
             return self.follow(message).await;
         }
+        // With the writes still going on, as it takes its time.
+        self.release().await?;
         self.state.status.cutover.start_time = Some(now());
         self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
         let shards = self.shards.clone();
@@ -395,6 +401,22 @@ impl Run {
                 news
             });
         }
+    }
+
+    /// Has the keys on the target given their own expiries back.
+    async fn release(&mut self) -> Result<(), Ended> {
+        let message = "giving keys on the target their own expiries back";
+        self.state.phase(Phase::IncrementalSync, message);
+        for shard in &self.shards {
+            shard.progress.release.send_replace(true);
+        }
+        let shards = self.shards.clone();
+        self.until(async move {
+            for shard in &shards {
+                released(shard).await;
+            }
+        })
+        .await
     }
 
     /// Keys of slots that changed hands may be missing on the target.

@@ -252,6 +252,8 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
         bytes_total: int(link.snapshot_bytes.unwrap_or_default()),
         resumes: int(link.resumes),
         full_resyncs: int(link.full_resyncs),
+        expiries_held: numbers.holding,
+        expiries_released: int(numbers.released),
         last_error,
     };
     let gauges = ShardGauges {

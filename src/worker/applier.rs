@@ -5,6 +5,7 @@ mod mending;
 mod reading;
 mod recopying;
 mod recording;
+mod releasing;
 mod sending;
 mod taking_up;
 mod telling;
@@ -20,6 +21,7 @@ use super::keeper::Keeper;
 use super::outbox::{Kept, Outbox, Trouble};
 use super::progress::{Numbers, ShardProgress};
 use super::recopy::Recopy;
+use super::release::Release;
 use super::route::Router;
 use super::snapshot::{SnapshotRules, Staged};
 use super::stream::{Moment, Stream, StreamPlace, StreamRules};
@@ -129,6 +131,7 @@ pub(super) struct Applier {
     wipe: bool,
     /// Commands that the target does not know.
     unknown: HashSet<Vec<u8>>,
+    release: Release,
     numbers: Numbers,
     moment: Moment,
     /// When the numbers were published last, Unix ms.
@@ -163,6 +166,7 @@ impl Applier {
             max_value: usize::try_from(setup.max_restore_bytes).unwrap_or(usize::MAX),
             ..Limits::default()
         };
+        let release = Release::new();
         let rules = SnapshotRules {
             format: TargetFormat::of(target),
             dialect: Dialect::of(target),
@@ -170,12 +174,14 @@ impl Applier {
             existing: setup.existing_keys,
             replay: false,
             stage: setup.file_name.clone(),
+            holding: release.holding(),
         };
         let stream_rules = StreamRules {
             target,
             database_map: setup.database_map.clone(),
             sole_source: setup.sole_source,
             dynamic: (*setup.dynamic).clone(),
+            holding: release.holding(),
         };
         let decoder = Box::new(Decoder::new(limits));
         let stands = Place {
@@ -227,7 +233,8 @@ impl Applier {
             taken_up: false,
             wipe: false,
             unknown: HashSet::new(),
-            numbers: Numbers::default(),
+            numbers: Numbers { holding: !release.is_done(), ..Numbers::default() },
+            release,
             moment: Moment { arrived: 0, now: 0 },
             published: 0,
             spans: Vec::new(),
@@ -302,6 +309,7 @@ impl Applier {
         self.troubles.clear();
         self.conversations = Conversations::default();
         self.lost = None;
+        self.hold_again();
         self.go_on_from_stands();
     }
 
@@ -331,6 +339,10 @@ impl Applier {
         loop {
             self.mend().await?;
             self.tend().await?;
+            if self.releases() && !*drain.borrow() {
+                self.release_some().await?;
+                continue;
+            }
             let unmarked = self.position() > self.marked && self.may_mark();
             if (unmarked || (self.outbox.has_pending() && self.may_send()))
                 && self.outbox.is_quick()
@@ -389,6 +401,7 @@ impl Applier {
         self.stream_at = None;
         self.stream_db = 0;
         self.numbers.snapshot_read = 0;
+        self.hold_again();
         self.outbox.begin();
         self.recopy.abandon(true);
         for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {

@@ -52,6 +52,10 @@ pub struct Numbers {
     /// Keys left as they were on the target (`existingKeys: Skip`).
     pub keys_skipped: u64,
     pub quarantined: u64,
+    /// Keys on the target do not have their own expiries, see `hold`.
+    pub holding: bool,
+    /// Keys and fields that got their own expiries back.
+    pub released: u64,
     /// What the worker waits for, empty when it does not.
     pub waiting: String,
 }
@@ -82,6 +86,8 @@ pub struct Following {
 pub struct ShardProgress {
     pub numbers: watch::Sender<Numbers>,
     pub link: watch::Sender<LinkState>,
+    /// Set when the keys on the target are to get their own expiries back.
+    pub release: watch::Sender<bool>,
     quarantine: Mutex<Vec<Quarantined>>,
     /// Of a source cluster.
     pub following: watch::Sender<Following>,
@@ -94,6 +100,7 @@ impl ShardProgress {
         Arc::new(Self {
             numbers: watch::Sender::default(),
             link: watch::Sender::default(),
+            release: watch::Sender::default(),
             quarantine: Mutex::default(),
             following: watch::Sender::default(),
             wanted: watch::Sender::default(),

@@ -3,9 +3,10 @@
 use super::outbox::{Outbox, Pending};
 use super::route::Router;
 use crate::api::plan::ExistingKeys;
+use crate::hold::Holding;
 use crate::rdb::compat::TargetFormat;
 use crate::rdb::{
-    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string,
+    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, hold_fields, plain_string,
     restore_payload_len,
 };
 use crate::resp::{array_header, bulk, encode_command, header};
@@ -25,6 +26,7 @@ pub struct SnapshotRules {
     pub replay: bool,
     /// Names this shard in the keys that large values are built under.
     pub stage: String,
+    pub holding: Holding,
 }
 
 impl SnapshotRules {
@@ -94,7 +96,7 @@ pub fn apply<S>(
             let lane = router.lane(record.key);
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
             pending.select(db);
-            write_key(record, rules, pending, now_ms);
+            write_key(record, flavor, rules, pending, now_ms);
             outbox.note(lane);
             Applied::Key(lane)
         }
@@ -119,7 +121,8 @@ pub fn apply<S>(
             let Some(staged) = staged else { return Applied::Nothing };
             let lane = staged.lane;
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
-            match items.append_commands(&staged.stage, rules.dialect, &mut pending.bytes) {
+            let dialect = Dialect { holding: rules.holding, ..rules.dialect };
+            match items.append_commands(&staged.stage, dialect, &mut pending.bytes) {
                 Ok(count) => pending.commands += u32::try_from(count).unwrap_or(u32::MAX),
                 Err(error) => staged.commands_failed = Some(error.to_string()),
             }
@@ -147,7 +150,21 @@ pub fn apply<S>(
     }
 }
 
-fn write_key(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
+fn write_key(
+    record: &KeyRecord<'_>,
+    flavor: Flavor,
+    rules: &SnapshotRules,
+    pending: &mut Pending,
+    now_ms: u64,
+) {
+    // RESTORE leaves out fields whose time is over.
+    let mut held = Vec::new();
+    let fields = rules.holding.fields && hold_fields(record.type_byte, record.value, flavor, &mut held);
+    let record = &KeyRecord {
+        expire_at_ms: record.expire_at_ms.map(|at| rules.holding.key(at)),
+        value: if fields { &held } else { record.value },
+        ..*record
+    };
     let no_access_data = record.idle_seconds.is_none() && record.lfu.is_none();
     if no_access_data
         && (record.expire_at_ms.is_none() || rules.set_pxat)
@@ -250,7 +267,8 @@ fn begin_large<S>(
         // An earlier attempt may have left its part.
         write(pending, &[b"DEL", &stage]);
     }
-    *staged = Some(Staged { lane, stage, expire_at_ms: head.expire_at_ms, commands_failed: None });
+    let expire_at_ms = head.expire_at_ms.map(|at| rules.holding.key(at));
+    *staged = Some(Staged { lane, stage, expire_at_ms, commands_failed: None });
     Applied::Part { lane, done: false }
 }
 
@@ -316,6 +334,7 @@ mod tests {
             existing,
             replay,
             stage: "s".to_owned(),
+            holding: Holding::default(),
         }
     }
 

@@ -75,7 +75,7 @@ impl Default for Choice {
             targets: Shape::ALL.to_vec(),
             faults: Fault::all(),
             steps: (5, 8),
-            renewals: false,
+            renewals: true,
             additive: None,
             slow_start: None,
             fields: Vec::new(),

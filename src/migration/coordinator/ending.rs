@@ -8,6 +8,7 @@ use crate::api::conditions::reason;
 use crate::api::plan::{Delivery, ExistingKeys};
 use crate::connection::ConnectionError;
 use crate::migration::checkpoints::{self, Checkpoints};
+use crate::migration::state::Shard;
 use crate::migration::verification::failed;
 use crate::migration::{Outcome, Until, kept, setup};
 use crate::source::replication::ReplicationError;
@@ -23,6 +24,16 @@ impl Run {
         let checkpoints: BTreeMap<String, Checkpoint> =
             left.into_iter().filter_map(|(shard, left)| Some((shard, left.checkpoint?))).collect();
         self.state.gather(&self.shards);
+        let wished = |shard: &Shard| *shard.progress.release.borrow();
+        let held = self.shards.iter().any(|shard| wished(shard) && shard.numbers().holding);
+        let result = match result {
+            // What was run again then is held, and nobody is left to give it back.
+            Ok(Outcome::Done) if held => Err(Ended::Other {
+                reason: reason::TARGET_UNREACHABLE,
+                message: "the connection to the target was lost at the very end, and expiries are held there again: run it once more".to_owned(),
+            }),
+            result => result,
+        };
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
         if finished && self.plan.delivery == Delivery::ExactlyOnce {
             let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
@@ -86,8 +97,12 @@ impl Run {
                         "stopped before the snapshot stood: started again with the same data-dir it copies anew"
                     }
                 };
+                let mut message = message.to_owned();
+                if self.shards.iter().any(|shard| shard.numbers().holding) {
+                    message.push_str("; the target holds expiries until the cutover");
+                }
                 tracing::info!("{message}");
-                self.state.status.message = message.to_owned();
+                self.state.status.message = message;
                 self.state.publish();
                 Outcome::Stopped
             }

@@ -97,7 +97,7 @@ impl Applier {
     }
 
     /// A connection that may write, fenced where that is asked for.
-    async fn dial(&self, node: &KeptNode, closing: Closing) -> Result<Connection, Interrupted> {
+    pub(super) async fn dial(&self, node: &KeptNode, closing: Closing) -> Result<Connection, Interrupted> {
         let dialer = &self.setup.target_dialer;
         match &self.keeper {
             Some(keeper) => {
@@ -267,7 +267,7 @@ impl Applier {
     }
 }
 
-fn unconnected(error: &ConnectionError) -> Interrupted {
+pub(super) fn unconnected(error: &ConnectionError) -> Interrupted {
     if error.is_transient() {
         Interrupted::Lost(error.to_string())
     } else if error.is_auth() {

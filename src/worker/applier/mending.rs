@@ -84,6 +84,10 @@ impl Applier {
                 self.wait_answers().await?;
             }
         }
+        if planned.iter().any(|(_, _, plan)| !plan.again.is_empty()) {
+            // A node may have lost what it had been given.
+            self.hold_again();
+        }
         for (trouble, mut findings, Plan { again: units, left }) in planned {
             // What is sent again, or copied anew, was not refused for good.
             let refused = std::mem::take(&mut findings.refused).into_iter().zip(&findings.refused_at);

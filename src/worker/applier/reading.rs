@@ -209,6 +209,7 @@ impl Applier {
                 gate: &mut self.recopy.gate,
                 moment: self.moment,
                 end,
+                carried: self.release.carried(),
             };
             let taken = stream.take(&args, &mut onward);
             self.at += length;

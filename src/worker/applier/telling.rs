@@ -75,9 +75,19 @@ impl Applier {
         self.reader.replication_id().or_else(begun).unwrap_or_default()
     }
 
+    /// Bytes that do not stand on the target, and the age of the oldest in ms.
+    pub(super) fn lag(&self) -> (u64, u64) {
+        let bytes = self.reader.gauges().end.saturating_sub(self.stands.position);
+        match self.reader.arrived(self.stands.position) {
+            Some(arrived) if bytes > 0 => (bytes, unix_millis().saturating_sub(arrived)),
+            _ => (bytes, 0),
+        }
+    }
+
     pub(super) fn publish(&mut self) {
         let spool = self.reader.gauges();
         let replication_id = self.replication_id();
+        let lag = self.lag();
         let numbers = &mut self.numbers;
         numbers.keys = self.stands.keys;
         numbers.commands = self.stands.commands;
@@ -93,11 +103,7 @@ impl Applier {
             (Stage::Snapshot { .. }, _) => ShardPhase::FullSync,
             (Stage::Stream(_), _) => ShardPhase::IncrementalSync,
         };
-        numbers.lag_bytes = spool.end.saturating_sub(self.stands.position);
-        numbers.lag_millis = match self.reader.arrived(self.stands.position) {
-            Some(arrived) if numbers.lag_bytes > 0 => unix_millis().saturating_sub(arrived),
-            _ => 0,
-        };
+        (numbers.lag_bytes, numbers.lag_millis) = lag;
         if let Stage::Stream(_) = self.stands.stage {
             numbers.applied_offset = self.stands.position as i64 + self.offset_shift;
             numbers.received_offset = spool.end as i64 + self.offset_shift;

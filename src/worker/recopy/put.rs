@@ -1,6 +1,6 @@
 //! Values as DUMP gives them, as commands for the target (PURE).
 
-use crate::rdb::{KeyRecord, parse_dump, value_to_commands};
+use crate::rdb::{Dialect, KeyRecord, hold_fields, parse_dump, value_to_commands};
 use crate::resp::encode_command;
 use crate::resp::frame::each_frame;
 use crate::slot::{slot, tag_for_slot};
@@ -58,13 +58,16 @@ impl Writer<'_> {
         if value.payload.len() as u64 > self.max_restore_bytes {
             return self.write_large(key, dump.type_byte, dump.value, value.expire_at);
         }
+        let mut held = Vec::new();
+        let fields =
+            self.rules.holding.fields && hold_fields(dump.type_byte, dump.value, self.flavor, &mut held);
         let record = KeyRecord {
             key,
-            expire_at_ms: value.expire_at,
+            expire_at_ms: value.expire_at.map(|at| self.rules.holding.key(at)),
             idle_seconds: None,
             lfu: None,
             type_byte: dump.type_byte,
-            value: dump.value,
+            value: if fields { &held } else { dump.value },
         };
         writing.count = restore(&record, &self.rules.format, true, self.now_ms, &mut writing.frames);
         Ok(writing)
@@ -81,12 +84,13 @@ impl Writer<'_> {
         let stage = format!("redis-migration:{{{tag}}}:load:{}", self.rules.stage).into_bytes();
         let mut writing = Writing::default();
         let mut frames = Vec::new();
+        let dialect = Dialect { holding: self.rules.holding, ..self.rules.dialect };
         encode_command(&[b"DEL".as_slice(), &stage], &mut frames);
-        value_to_commands(type_byte, value, self.flavor, &stage, self.rules.dialect, &mut frames)
+        value_to_commands(type_byte, value, self.flavor, &stage, dialect, &mut frames)
             .map_err(|error| error.to_string())?;
         each_frame(&frames, |args| writing.before.push(args.frame.to_vec()));
         writing.add(&[b"RENAME", &stage, key]);
-        if let Some(at) = expire_at {
+        if let Some(at) = expire_at.map(|at| self.rules.holding.key(at)) {
             writing.add(&[b"PEXPIREAT", key, at.max(1).to_string().as_bytes()]);
         }
         Ok(writing)
