@@ -1,5 +1,6 @@
 //! The applier: from spool blocks to acknowledged batches.
 
+mod adopting;
 mod connecting;
 mod mending;
 mod reading;
