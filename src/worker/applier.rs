@@ -384,6 +384,7 @@ impl Applier {
         self.numbers.snapshot_read = 0;
         self.outbox.begin();
         self.recopy.abandon(true);
+        self.recopy.first = self.recopy.settled();
         for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
             self.outbox.answered(lane, batch);
         }
