@@ -215,6 +215,7 @@ impl Run {
         }
         if self.options.until == Until::InSync {
             self.slots_at_rest().await?;
+            self.nothing_moved()?;
             self.nothing_refused()?;
             // Otherwise another run goes on from here to the cutover.
             if self.plan.cutover.mode == CutoverMode::Never {
@@ -239,6 +240,15 @@ impl Run {
                     repeats += u32::from(!moved);
                     let shards = self.shards.clone();
                     self.until(async move { settle(&shards).await }).await?;
+                }
+                // A slot on its way is not equal on both sides.
+                Ok(report)
+                    if report.differences() > self.plan.verification.max_differences
+                        && self.slots_moved_since_compared() =>
+                {
+                    tracing::warn!("slots of the source moved during the verification, starting it again");
+                    self.slots_at_rest().await?;
+                    self.compared_adoptions = adoptions(&self.shards);
                 }
                 verified => break verified,
             }
@@ -296,6 +306,7 @@ impl Run {
         }
         self.nothing_refused()?;
         self.slots_at_rest().await?;
+        self.nothing_moved()?;
         if adoptions(&self.shards) > self.compared_adoptions
             && let Some(outcome) = self.verify().await?
         {
@@ -378,7 +389,12 @@ impl Run {
             let at_rest = move || degraded::moved(&shards).is_none() || degraded::stuck(&shards).is_some();
             self.until(poll_until(at_rest)).await?;
         }
-        self.nothing_moved()
+        Ok(())
+    }
+
+    fn slots_moved_since_compared(&self) -> bool {
+        let moving = degraded::moved(&self.shards).is_some() && degraded::stuck(&self.shards).is_none();
+        self.follows_slots() && (moving || adoptions(&self.shards) > self.compared_adoptions)
     }
 
     /// Slots that move can be copied: not where own and foreign keys of the target cannot be told apart, or

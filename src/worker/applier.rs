@@ -1,5 +1,6 @@
 //! The applier: from spool blocks to acknowledged batches.
 
+mod adopting;
 mod connecting;
 mod mending;
 mod reading;
@@ -404,6 +405,7 @@ impl Applier {
         self.hold_again();
         self.outbox.begin();
         self.recopy.abandon(true);
+        self.recopy.first = self.recopy.settled();
         for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
             self.outbox.answered(lane, batch);
         }

@@ -50,6 +50,8 @@ pub struct Recopy {
     pub adopting: SlotRanges,
     /// What is kept of the slots in the target, or told to others, is not what the gate says.
     pub untold: bool,
+    /// Those that were ours when the history began.
+    pub first: Option<SlotRanges>,
     /// Rises with every change of the slots.
     pub version: u64,
     /// Spool position to stop at, and what for.
@@ -77,6 +79,7 @@ pub struct Recopy {
 impl Recopy {
     pub fn new(owned: Option<SlotRanges>, version: u64) -> Self {
         Self {
+            first: owned.clone(),
             gate: Gate::new(owned),
             adopting: SlotRanges::default(),
             untold: true,
@@ -126,6 +129,16 @@ impl Recopy {
         self.untold = true;
     }
 
+    /// A target that fell back may have lost what was copied, and with it the word that the slots are ours: those
+    /// are adopted again. `kept`: the slots that it tells.
+    pub fn fall_back(&mut self, kept: Option<&SlotRanges>) {
+        let Some(kept) = kept.or(self.first.as_ref()) else { return };
+        if let Some(owned) = self.gate.owned() {
+            let left = owned.iter().filter(|slot| kept.contains(*slot)).collect();
+            self.gate.set_owned(left);
+        }
+    }
+
     pub fn rests(&mut self) -> bool {
         match self.resting {
             Some(until) if Instant::now() < until => true,
@@ -140,5 +153,25 @@ impl Recopy {
     pub fn rest(&mut self) {
         self.source = None;
         self.resting = Some(Instant::now() + self.backoff.pause());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_that_a_target_lost_with_a_failover_are_not_ours_any_more() {
+        let slots = |text: &str| text.parse::<SlotRanges>().unwrap();
+        let mut recopy = Recopy::new(Some(slots("0-9")), 0);
+        recopy.gate.set_owned(slots("0-4,20"));
+        // 5-9 were let go, which stays so; 20 was adopted, which the target does not know any more.
+        recopy.fall_back(Some(&slots("0-9")));
+        assert_eq!(recopy.settled(), Some(slots("0-4")));
+        recopy.gate.set_owned(slots("0-4,20"));
+        recopy.fall_back(Some(&slots("0-4,20")));
+        assert_eq!(recopy.settled(), Some(slots("0-4,20")));
+        recopy.fall_back(None);
+        assert_eq!(recopy.settled(), Some(slots("0-4")));
     }
 }

@@ -151,6 +151,7 @@ impl Applier {
         }
         let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
         let history = keeper.history;
+        self.recopy.fall_back(keeper.territory.as_ref().map(|territory| &territory.slots));
         match standing {
             // Nothing of this history was written yet.
             Standing::Nothing => self.go_back_to_start(),

@@ -96,3 +96,71 @@ impl Writer<'_> {
         Ok(writing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::plan::ExistingKeys;
+    use crate::rdb::compat::TargetFormat;
+    use crate::rdb::{Dialect, append_restore_payload};
+    use crate::version::ServerVersion;
+
+    fn write(major: u16, max: u64, value: Option<Value>) -> Result<(Vec<String>, Vec<String>), String> {
+        let target = ServerVersion { flavor: Flavor::Redis, major, minor: 8, patch: 0 };
+        let rules = SnapshotRules {
+            format: TargetFormat::of(target),
+            dialect: Dialect::of(target),
+            set_pxat: false,
+            existing: ExistingKeys::Fail,
+            replay: false,
+            stage: "s".to_owned(),
+        };
+        let writer = Writer { rules: &rules, flavor: Flavor::Redis, now_ms: 1000, max_restore_bytes: max };
+        let writing = writer.write(b"k", value.as_ref())?;
+        let names = |frames: &[u8]| {
+            let mut names = Vec::new();
+            each_frame(frames, |args| {
+                let words = args.iter().filter(|word| word.is_ascii() && word.len() < 20);
+                names.push(words.map(String::from_utf8_lossy).collect::<Vec<_>>().join(" "));
+            });
+            names
+        };
+        let after = names(&writing.frames);
+        assert_eq!(after.len(), writing.count as usize);
+        Ok((names(&writing.before.concat()), after))
+    }
+
+    fn value(type_byte: u8, expire_at: Option<i64>) -> Option<Value> {
+        let mut payload = Vec::new();
+        append_restore_payload(&mut payload, type_byte, b"\x01\x01a", 9);
+        Some(Value { payload, expire_at })
+    }
+
+    #[test]
+    fn a_key_that_the_source_lacks_goes() {
+        assert_eq!(write(7, 100, None), Ok((vec![], vec!["DEL k".to_owned()])));
+    }
+
+    #[test]
+    fn a_value_replaces_what_is_there_with_its_expiry() {
+        let (before, after) = write(7, 100, value(1, Some(5000))).unwrap();
+        assert!(before.is_empty() && after.len() == 1, "{before:?} {after:?}");
+        assert!(after[0].starts_with("RESTORE k 5000 ") && after[0].ends_with("REPLACE ABSTTL"), "{after:?}");
+        // Older targets know neither word.
+        let (_, after) = write(2, 100, value(1, Some(5000))).unwrap();
+        assert!(after[0] == "DEL k" && after[1].starts_with("RESTORE k 4000"), "{after:?}");
+    }
+
+    #[test]
+    fn a_large_value_is_built_before_it_takes_its_place() {
+        let (before, after) = write(7, 4, value(1, Some(5000))).unwrap();
+        assert_eq!(before.len(), 2, "{before:?}");
+        assert!(before[0].starts_with("DEL") && before[1].ends_with(" a"), "{before:?}");
+        assert!(after[0].starts_with("RENAME") && after[1] == "PEXPIREAT k 5000", "{after:?}");
+    }
+
+    #[test]
+    fn what_the_target_cannot_load_is_named() {
+        assert!(write(5, 100, value(21, None)).unwrap_err().contains("RDB type 21"));
+    }
+}
