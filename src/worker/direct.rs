@@ -36,6 +36,9 @@ pub enum DirectError {
     Fence(FenceError),
     #[error("{address}: {text}")]
     Fatal { address: Address, text: String },
+    /// Nothing was sent there yet.
+    #[error("{address} serves slots now that another node had: reading what it holds")]
+    Newcomer { address: Address },
 }
 
 impl From<FenceError> for DirectError {

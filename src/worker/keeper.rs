@@ -181,7 +181,14 @@ impl Keeper {
         }
         match self.stand(state, single) {
             // The first record goes out with the first key.
-            Standing::Nothing if self.recorded.is_some() => Err(KeeperError::Gone),
+            Standing::Nothing => match &self.recorded {
+                None => Ok(Standing::Nothing),
+                // So early, a node that failed over may have lost it again.
+                Some(RecordPlace::Snapshot { .. }) => {
+                    Ok(Standing::Lost("it lost the full sync that had begun"))
+                }
+                Some(RecordPlace::Stream { .. }) => Err(KeeperError::Gone),
+            },
             standing => Ok(standing),
         }
     }

@@ -35,7 +35,9 @@ impl Run {
             result => result,
         };
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
-        if finished && self.plan.delivery == Delivery::ExactlyOnce {
+        // A key that was the target's own must not pass for one of ours in the next run.
+        let foreign = matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
+        if (finished || foreign) && self.plan.delivery == Delivery::ExactlyOnce {
             let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
             if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
                 tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
@@ -57,9 +59,11 @@ impl Run {
                 checkpoints::clear(&data_dir, &self.plan.uid)
             } else {
                 kept = goes_on == self.shards.len();
-                // A key that was the target's own must not pass for one of ours in the next run.
-                let begun = !matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
-                let left = Checkpoints { begun, shards: checkpoints, known: std::mem::take(&mut self.known) };
+                let left = Checkpoints {
+                    begun: !foreign,
+                    shards: checkpoints,
+                    known: std::mem::take(&mut self.known),
+                };
                 checkpoints::save(&data_dir, &self.plan.uid, &left)
             };
             if let Err(error) = written {

@@ -192,7 +192,7 @@ impl Applier {
             for slot in slots.iter() {
                 match direct.keys_in_slot(slot).await {
                     Ok(found) => keys.extend(found),
-                    Err(error) => return Err(Asked::Interrupted(undirected(error).into())),
+                    Err(error) => return Err(Asked::Interrupted(undirected(error))),
                 }
             }
         }

@@ -348,9 +348,10 @@ impl Applier {
     }
 }
 
-pub(super) fn undirected(error: DirectError) -> WorkerError {
+pub(super) fn undirected(error: DirectError) -> Interrupted {
     match error {
-        DirectError::Fence(error) => WorkerError::Fenced(error.to_string()),
-        error => WorkerError::Target(error.to_string()),
+        DirectError::Fence(error) => WorkerError::Fenced(error.to_string()).into(),
+        DirectError::Newcomer { .. } => Interrupted::Lost(error.to_string()),
+        error => WorkerError::Target(error.to_string()).into(),
     }
 }

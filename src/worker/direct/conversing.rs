@@ -43,7 +43,7 @@ impl Direct<'_> {
                     }
                     (self.waiting)(&error.to_string());
                     backoff.wait().await;
-                    self.refresh().await;
+                    self.refresh().await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -56,16 +56,18 @@ impl Direct<'_> {
             match (&verdict, verdict.next()) {
                 (ReplyVerdict::Moved { slot, address: to }, _) => {
                     let to = or_host(to, &address);
+                    let before = self.serving();
                     if let Router::Slots(map) = &mut *self.router {
                         map.moved(*slot, &to, self.dialer);
                         // Commands whose keys only the source's server knows came without their slot.
                         place = Place::Slot(*slot);
                     }
+                    self.no_newcomer(&before)?;
                 }
                 (ReplyVerdict::Ask { address: to, .. }, _) => {
                     ask = Some(self.dialer.reachable(&or_host(to, &address)));
                 }
-                (_, Next::RetryLater) if self.is_demoted(place).await => {
+                (_, Next::RetryLater) if self.is_demoted(place).await? => {
                     // Who has its slots now gets it, if by chance a second time; FUNCTION and SCRIPT bear that.
                     for lane in self.serving() {
                         Box::pin(self.run(Place::Lane(lane), db, frames, count)).await?;
@@ -75,7 +77,7 @@ impl Direct<'_> {
                 (_, Next::RetryLater | Next::RetryUntilOperator) => {
                     (self.waiting)(&format!("{address}: {}", String::from_utf8_lossy(text)));
                     backoff.wait().await;
-                    self.refresh().await;
+                    self.refresh().await?;
                     continue;
                 }
                 (_, Next::Fail) => {
@@ -161,10 +163,10 @@ impl Direct<'_> {
     }
 
     /// True for a node that was asked as such and has lost its slots to others.
-    async fn is_demoted(&mut self, place: Place) -> bool {
-        let Place::Lane(lane) = place else { return false };
-        self.refresh().await;
-        !self.serves(lane)
+    async fn is_demoted(&mut self, place: Place) -> Result<bool, DirectError> {
+        let Place::Lane(lane) = place else { return Ok(false) };
+        self.refresh().await?;
+        Ok(!self.serves(lane))
     }
 
     pub(super) fn serving(&self) -> Vec<usize> {
@@ -204,11 +206,23 @@ impl Direct<'_> {
     }
 
     /// The map may be stale; when it cannot be had now, the next attempt asks again.
-    async fn refresh(&mut self) {
+    async fn refresh(&mut self) -> Result<(), DirectError> {
+        let before = self.serving();
         if let Router::Slots(map) = &mut *self.router
             && let Err(error) = map.refresh(self.dialer).await
         {
             tracing::warn!(%error, "the target's slot map could not be read");
+        }
+        self.no_newcomer(&before)
+    }
+
+    /// A node that had no slots may be a replica that was promoted without the last writes, though no connection
+    /// was lost: what it holds has to be read before anything goes there.
+    fn no_newcomer(&self, before: &[usize]) -> Result<(), DirectError> {
+        let newcomer = self.serving().into_iter().find(|lane| !before.contains(lane));
+        match newcomer.filter(|_| self.guarding.is_some()) {
+            Some(lane) => Err(DirectError::Newcomer { address: self.address(Place::Lane(lane)) }),
+            None => Ok(()),
         }
     }
 }

@@ -101,6 +101,7 @@ impl Writer<'_> {
 mod tests {
     use super::*;
     use crate::api::plan::ExistingKeys;
+    use crate::hold::Holding;
     use crate::rdb::compat::TargetFormat;
     use crate::rdb::{Dialect, append_restore_payload};
     use crate::version::ServerVersion;
@@ -114,6 +115,7 @@ mod tests {
             existing: ExistingKeys::Fail,
             replay: false,
             stage: "s".to_owned(),
+            holding: Holding::default(),
         };
         let writer = Writer { rules: &rules, flavor: Flavor::Redis, now_ms: 1000, max_restore_bytes: max };
         let writing = writer.write(b"k", value.as_ref())?;
