@@ -15,6 +15,7 @@ pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod compare;
+pub mod controlplane;
 pub mod dataset;
 pub mod fault_proxy;
 pub mod load;
@@ -32,6 +33,7 @@ mod reaper;
 
 pub use client::{Batch, Client, Conn, Endpoint};
 pub use cluster::Cluster;
+pub use controlplane::{ControlPlane, Kubelet};
 pub use fault_proxy::{Fault, FaultProxy};
 pub use manifest::Manifest;
 pub use proxy::Proxy;
