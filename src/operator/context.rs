@@ -86,6 +86,7 @@ impl Context {
                 (true, false) => Recorded::Failed,
                 (false, _) => Recorded::Nothing,
             },
+            kept: status.is_some_and(|status| !status.shards.is_empty()),
             observed: status.is_some_and(|status| status.observed_generation == generation),
             parked: self.parked.lock().unwrap_or_else(PoisonError::into_inner).get(&uid) == Some(&generation),
             claim: self.claims.of(&uid, |identity| self.members.is_gone(identity)),

@@ -10,6 +10,8 @@ pub struct Situation {
     pub suspend: bool,
     /// What the status says of the outcome.
     pub recorded: Recorded,
+    /// The target may hold what a later run goes on from.
+    pub kept: bool,
     /// The status answers the present generation.
     pub observed: bool,
     /// This process has judged the present generation, and the status says what came of it: a wrong spec, or
@@ -145,8 +147,9 @@ fn idle(s: &Situation, waiting: bool) -> Step {
     // A failed migration is tried again when its spec is changed; a completed one never.
     let over = s.recorded == Recorded::Completed || s.recorded == Recorded::Failed && s.observed;
     if over {
+        let resumable = s.recorded == Recorded::Failed && s.kept;
         return match () {
-            () if s.finalizer => needs_claim(Step::DropFinalizer),
+            () if s.finalizer && !resumable => needs_claim(Step::DropFinalizer),
             () if !s.observed => Step::Acknowledge,
             () => rest,
         };

@@ -20,6 +20,8 @@ use super::api::{ApiError, call};
 pub const RENEW: Duration = Duration::from_secs(4);
 /// A replica that was not heard of for so long is gone. Three renewals are missed by then.
 pub const GONE_AFTER: Duration = Duration::from_secs(12);
+/// Renewals that lie further apart than this were not a conversation without a gap.
+const GAP: Duration = Duration::from_secs(8);
 /// Its Lease is removed after so long, as nobody will ever renew it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 
@@ -90,8 +92,12 @@ impl Members {
         let renewed = call(what, self.leases().patch(&name, &params, &Patch::Apply(&lease))).await;
         let mut seen = self.lock();
         if renewed.is_ok() {
-            seen.contact.get_or_insert_with(Instant::now);
-            seen.last_contact = Some(Instant::now());
+            let now = Instant::now();
+            let gap = seen.last_contact.is_none_or(|last| now.saturating_duration_since(last) > GAP);
+            if gap || seen.contact.is_none() {
+                seen.contact = Some(now);
+            }
+            seen.last_contact = Some(now);
         } else {
             seen.contact = None;
         }
@@ -143,8 +149,9 @@ impl Members {
             return false;
         }
         let mut seen = self.lock();
-        let Some(contact) = seen.contact.filter(|_| seen.synced) else { return false };
         let now = Instant::now();
+        let hears = seen.last_contact.is_some_and(|last| now.saturating_duration_since(last) <= GAP);
+        let Some(contact) = seen.contact.filter(|_| seen.synced && hears) else { return false };
         // Its own Lease may be about to be told of.
         let first_heard_of = || Sighting { renewal: None, at: now, left: false };
         let sighting = seen.sightings.entry(identity.to_owned()).or_insert_with(first_heard_of);

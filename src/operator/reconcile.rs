@@ -229,7 +229,12 @@ impl Context {
         };
         let (reason, message) = match outcome {
             Outcome::Failed { reason, message } => (reason, message),
-            Outcome::Superseded { message } => (reason::ABORTED, message),
+            Outcome::Superseded { message } => {
+                // Most likely the Lease goes, too; what is true of the migration its new holder says.
+                tracing::warn!(migration = %shown(&object), message, "shut out");
+                let (_, wait) = self.runs.put_off(&Target::of(&object), generation(&object), true);
+                return Ok(Next::Rest(Action::requeue(wait)));
+            }
             Outcome::Done | Outcome::Differences { .. } | Outcome::Stopped => return Ok(Next::Again(object)),
         };
         let mut object = object;
@@ -253,7 +258,7 @@ impl Context {
         let deadline =
             u64::try_from(object.spec.failure_policy.progress_deadline_seconds).unwrap_or_default();
         let late = deadline > 0 && attempts.since.elapsed() > Duration::from_secs(deadline);
-        let status = if late && (is_transient(reason) || reason == reason::ABORTED) {
+        let status = if late {
             self.runs.forget(&target.uid);
             told.failed(reason::DEADLINE_EXCEEDED, &format!("not for {deadline} s: {message}"))
         } else {

@@ -355,6 +355,7 @@ struct Forwarder {
 impl Forwarder {
     async fn run(mut self) {
         let mut again_at: Option<Instant> = None;
+        let mut complained = false;
         loop {
             tokio::select! {
                 changed = self.status.changed() => if changed.is_err() { return },
@@ -372,8 +373,10 @@ impl Forwarder {
                 continue;
             }
             again_at = None;
-            if let Err(error) = writer.write(status).await {
-                self.complain(&error);
+            let written = writer.write(status).await;
+            complained &= written.is_err();
+            if let Err(error) = written {
+                self.complain(&error, &mut complained);
                 again_at = Some(Instant::now() + WRITE_AGAIN);
             }
         }
@@ -387,9 +390,10 @@ impl Forwarder {
         status
     }
 
-    fn complain(&self, error: &ApiError) {
-        if error.is_not_found() {
-            tracing::debug!(%error, "the object is gone");
+    /// Once, until it works again.
+    fn complain(&self, error: &ApiError, complained: &mut bool) {
+        if error.is_not_found() || std::mem::replace(complained, true) {
+            tracing::debug!(%error, "the status cannot be written");
         } else {
             tracing::warn!(%error, "the status cannot be written now; the migration goes on");
         }

@@ -6,6 +6,7 @@ const NEW: Situation = Situation {
     finalizer: false,
     suspend: false,
     recorded: Recorded::Nothing,
+    kept: false,
     observed: false,
     parked: false,
     claim: Claim::Free,
@@ -71,6 +72,9 @@ fn an_outcome_is_recorded_then_everything_is_given_back() {
     let failed = Situation { recorded: Recorded::Failed, ..recorded };
     assert_eq!(decide(&failed), Step::DropFinalizer);
     assert_eq!(decide(&Situation { observed: false, ..failed }), Step::Start);
+    // As long as it may be tried again, and the target holds something of it.
+    assert_eq!(decide(&Situation { kept: true, ..failed }), Step::Release);
+    assert_eq!(decide(&Situation { kept: true, ..recorded }), Step::DropFinalizer);
 }
 
 #[test]
@@ -102,6 +106,7 @@ fn nothing_starts_without_the_lease() {
                         observed: bit(3),
                         parked: bit(4),
                         recorded,
+                        kept: bit(1),
                         claim,
                         run,
                     };
