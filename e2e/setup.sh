@@ -29,6 +29,7 @@ missing_packages() {
     command -v make >/dev/null || echo make
     [ -x /usr/bin/redis-check-rdb ] || echo redis-tools
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+    command -v buildah >/dev/null || echo buildah
     python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3 python3-venv
     ldconfig -p 2>/dev/null | grep -q 'libstdc++\.so\.6' || [ -n "$(find /usr/lib -name 'libstdc++.so.6' -print -quit 2>/dev/null)" ] || echo libstdc++6
 }
@@ -150,24 +151,26 @@ go_is_new_enough() {
 
 # What the binaries were made from stands beside them, so that only a change builds them again.
 control_plane() {
-    local source=$repo/e2e/controlplane mark=$cache/bin/controlplane.made-from recipe program
+    local source=$repo/e2e/controlplane mark=$cache/bin/controlplane.made-from
+    local recipe program version major minor flags at=k8s.io/component-base/version helm=helm.sh/helm/v3/pkg/chartutil
     if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
         for program in etcd kube-apiserver kube-controller-manager kubectl helm; do
             [ -x "$KUBEBUILDER_ASSETS/$program" ] || break
         done
         [ -x "$KUBEBUILDER_ASSETS/$program" ] && return
     fi
-    recipe=$(cat "$source"/*.go "$source/go.mod" "$source/go.sum" | sha256sum)
+    # Without the versions, clients see v0.0.0, and helm takes the cluster for an old one.
+    version=$(sed -n 's/^.*k8s\.io\/kubernetes v\([0-9.]*\)$/\1/p' "$source/go.mod")
+    [ -n "$version" ] || fail "e2e/controlplane/go.mod names no k8s.io/kubernetes"
+    major=${version%%.*} minor=$(cut -d. -f2 <<<"$version")
+    flags="-s -w -X $at.gitVersion=v$version -X $at.gitMajor=$major -X $at.gitMinor=$minor -X $helm.k8sVersionMajor=$major -X $helm.k8sVersionMinor=$minor"
+    recipe=$({ echo "$flags"; cat "$source"/*.go "$source/go.mod" "$source/go.sum"; } | sha256sum)
     [ -x "$cache/bin/controlplane" ] && [ -x "$cache/bin/helm" ] && [ "$(cat "$mark" 2>/dev/null)" = "$recipe" ] && return
     go_is_new_enough || fail "no Go on the PATH, or one before 1.21: install Go, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm"
     say "building a Kubernetes control plane and helm (about 6 minutes on two cores)"
     rm -rf "$work/controlplane" && mkdir -p "$work/controlplane"
-    local version at=k8s.io/component-base/version
-    version=$(sed -n 's/^.*k8s\.io\/kubernetes v\([0-9.]*\)$/\1/p' "$source/go.mod")
-    [ -n "$version" ] || fail "e2e/controlplane/go.mod names no k8s.io/kubernetes"
-    # Without the version, clients see v0.0.0 and helm refuses the chart.
     (cd "$source" && GOFLAGS=-mod=readonly GOWORK=off nice -n 15 go build -p 2 -trimpath \
-        -ldflags "-s -w -X $at.gitVersion=v$version -X $at.gitMajor=${version%%.*} -X $at.gitMinor=$(cut -d. -f2 <<<"$version")" \
+        -ldflags "$flags" \
         -o "$work/controlplane/" . helm.sh/helm/v3/cmd/helm >&2) || fail "the control plane does not build"
     mv "$work/controlplane/controlplane" "$work/controlplane/helm" "$cache/bin/"
     echo "$recipe" >"$mark"

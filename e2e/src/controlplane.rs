@@ -199,7 +199,9 @@ impl ControlPlane {
         let tls = |name: &str| certificates.folder().join(name).display().to_string();
 
         std::fs::write(folder.path().join("tokens.csv"), format!("{ADMIN},admin,admin,system:masters\n"))?;
-        std::fs::write(folder.path().join("accounts.key"), KeyPair::generate()?.serialize_pem())?;
+        let accounts = KeyPair::generate()?;
+        std::fs::write(folder.path().join("accounts.key"), accounts.serialize_pem())?;
+        std::fs::write(folder.path().join("accounts.pub"), accounts.public_key_pem())?;
 
         let (client, peer) =
             (format!("http://127.0.0.1:{etcd_port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -234,7 +236,7 @@ impl ControlPlane {
                 "--authorization-mode=RBAC".to_owned(),
                 format!("--service-account-issuer={url}"),
                 format!("--service-account-signing-key-file={}", at("accounts.key")),
-                format!("--service-account-key-file={}", at("accounts.key")),
+                format!("--service-account-key-file={}", at("accounts.pub")),
                 "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
                 "--endpoint-reconciler-type=none".to_owned(),
             ],

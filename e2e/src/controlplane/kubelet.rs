@@ -10,6 +10,7 @@ mod container;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Api, ControlPlane};
+use crate::tool;
 use container::Container;
 
 const LOOK: Duration = Duration::from_millis(100);
@@ -44,7 +46,8 @@ struct Node {
     name: String,
     namespace: String,
     api: Api,
-    kubeconfig: Box<dyn Fn(&std::path::Path, &std::path::Path) -> Result<()> + Send + Sync>,
+    program: PathBuf,
+    kubeconfig: Box<dyn Fn(&Path, &Path) -> Result<()> + Send + Sync>,
     folder: TempDir,
     stop: AtomicBool,
     pods: Mutex<HashMap<String, Pod>>,
@@ -65,6 +68,11 @@ struct Pod {
 
 impl Kubelet {
     pub fn start(plane: &ControlPlane, namespace: &str) -> Result<Self> {
+        Self::with_program(plane, namespace, &tool::binary()?)
+    }
+
+    /// This program in place of the image's.
+    pub fn with_program(plane: &ControlPlane, namespace: &str, program: &Path) -> Result<Self> {
         let name = format!("node-of-{namespace}");
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         plane.api().post("/api/v1/nodes", &node)?.expect(&[201, 409])?;
@@ -73,6 +81,7 @@ impl Kubelet {
             name,
             namespace: namespace.to_owned(),
             api: plane.api().clone(),
+            program: program.to_owned(),
             kubeconfig: Box::new(move |file, token| {
                 let user = json!({"tokenFile": token});
                 Ok(std::fs::write(file, super::kubeconfig(&url, &authority, &user, &of)?)?)
@@ -209,7 +218,7 @@ impl Node {
         (self.kubeconfig)(&kubeconfig, &token_file)?;
 
         let log = self.folder.path().join(format!("{name}.log"));
-        let mut container = Container::new(pod, &self.name, address(), folder, log)?;
+        let mut container = Container::new(pod, &self.program, &self.name, address(), folder, log)?;
         container.env("KUBECONFIG", &kubeconfig.to_string_lossy());
         container.start()?;
         let pod = Pod { name: name.to_owned(), container, told: None, ending: None, lost: false };

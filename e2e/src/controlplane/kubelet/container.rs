@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{reaper, tool};
+use crate::reaper;
 
 /// As long as a kubelet waits for a probe's answer.
 const PROBE: Duration = Duration::from_secs(1);
@@ -19,6 +19,7 @@ pub struct Container {
     pub ip: Ipv4Addr,
     pub ready: bool,
     pub restarts: u32,
+    program: PathBuf,
     arguments: Vec<String>,
     env: Vec<(String, String)>,
     readiness: Option<Probe>,
@@ -40,7 +41,14 @@ struct Probe {
 
 impl Container {
     /// `folder` is the Pod's, kept over restarts as its volumes are.
-    pub fn new(pod: &Value, node: &str, ip: Ipv4Addr, folder: PathBuf, log: PathBuf) -> Result<Self> {
+    pub fn new(
+        pod: &Value,
+        program: &Path,
+        node: &str,
+        ip: Ipv4Addr,
+        folder: PathBuf,
+        log: PathBuf,
+    ) -> Result<Self> {
         let spec = &pod["spec"];
         let containers = spec["containers"].as_array().context("no containers")?;
         ensure!(containers.len() == 1 && spec["initContainers"].is_null(), "only one container is played");
@@ -69,6 +77,7 @@ impl Container {
                 .as_u64()
                 .and_then(|port| port.try_into().ok())
                 .unwrap_or(0),
+            program: program.to_owned(),
             arguments,
             env,
             folder,
@@ -83,7 +92,7 @@ impl Container {
 
     pub fn start(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(tool::binary()?);
+        let mut command = Command::new(&self.program);
         command.args(&self.arguments).current_dir(&self.folder).env_clear().envs(self.env.iter().cloned());
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         reaper::watch(child.id(), self.port, &self.folder);
