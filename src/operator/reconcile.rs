@@ -16,10 +16,10 @@ use super::decide::{Run, Step, Why, decide};
 use super::members::modesty;
 use super::runs::{Ended, Start, by};
 use super::secrets::Secrets;
-use super::status::{Told, is_transient};
+use super::status::{Told, is_finished, is_transient};
 use crate::api::conditions::{self, is_true, reason};
 use crate::api::plan::{SpecFault, validate};
-use crate::api::{Plan, RedisMigration, Status};
+use crate::api::{Phase, Plan, RedisMigration, Status};
 use crate::migration::{self, MigrationError, Outcome};
 
 /// Far more than any object needs at once.
@@ -29,6 +29,8 @@ const CLEAN_UP_MAX: Duration = Duration::from_secs(30);
 const CLEAN_UP_AGAIN: Duration = Duration::from_secs(2);
 /// Asking the sources what their backlogs hold.
 const BACKLOG_MAX: Duration = Duration::from_secs(5);
+/// A Lease that was deleted while somebody holds on to it.
+const LEFT_TO_HOLDER: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Error)]
@@ -125,7 +127,14 @@ impl Context {
         let target = Target::of(&object);
         let running = matches!(self.runs.view(&target.uid, generation(&object)), Run::Running { .. });
         let (held, all) = self.claims.count();
-        let wait = modesty(held, all + 1, self.members.alive());
+        let mut wait = modesty(held, all + 1, self.members.alive());
+        let works = |status: &Status| {
+            !status.shards.is_empty() && !is_finished(status) && status.phase != Phase::Suspended
+        };
+        if object.status.as_ref().is_some_and(works) && self.claims.is_missing(&target.uid) {
+            // Whoever works on it makes it anew at once.
+            wait = wait.max(LEFT_TO_HOLDER);
+        }
         let left = wait.saturating_sub(self.free_for(&target.uid));
         if !running && !left.is_zero() {
             return Ok(Next::Rest(Action::requeue(left)));
@@ -275,7 +284,7 @@ impl Context {
         };
         let mut object = object;
         let mut status = by(status, &self.members.identity);
-        if status.observed_generation != generation(&object) && status.phase == crate::api::Phase::Completed {
+        if status.observed_generation != generation(&object) && status.phase == Phase::Completed {
             // Changed at the last moment: what is done is done.
             status = self.told(&object, &status).same();
         }
@@ -315,7 +324,7 @@ impl Context {
         if status.shards.len() < told.shards.len() {
             status.shards = told.shards;
         }
-        if status.phase != crate::api::Phase::Completed {
+        if status.phase != Phase::Completed {
             let cleaning = tokio::time::timeout(CLEAN_UP_MAX, self.clean_target(&object, &status)).await;
             let left = match cleaning {
                 Ok(Ok(())) => None,

@@ -123,6 +123,7 @@ pub async fn leases(context: Arc<Context>, scope: Option<String>) {
             }
         };
         context.health.heard(&name);
+        tracing::trace!(?event, "{name}");
         let concerned: Vec<Target> = match event {
             watcher::Event::Init => {
                 listed.clear();
