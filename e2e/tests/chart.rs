@@ -122,9 +122,9 @@ fn every_object_is_admitted() -> Result<()> {
         plane.kubectl_with(&words, &text).with_context(|| format!("{values:?}"))?;
     }
     let made = [
-        "ConfigMap",
         "ClusterRole",
         "ClusterRoleBinding",
+        "ConfigMap",
         "CustomResourceDefinition",
         "Deployment",
         "NetworkPolicy",
