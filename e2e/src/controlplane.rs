@@ -22,7 +22,7 @@ use crate::tls::Certificates;
 use crate::{port, wait_until};
 
 pub use api::{Answer, Api};
-pub use kubelet::Kubelet;
+pub use kubelet::{Kubelet, Running};
 pub use programs::Program;
 
 use process::Process;
