@@ -219,7 +219,7 @@ impl Job {
 fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::Done => Exit::Done,
-        Outcome::Failed { reason, message } => {
+        Outcome::Failed { reason, message, .. } => {
             complain(&format!("{reason}: {message}"));
             // The manifest is at fault, though only a connection could tell.
             if *reason == conditions::reason::INVALID_SPEC { Exit::Usage } else { Exit::Failed }

@@ -237,7 +237,7 @@ impl Context {
             return Ok(Next::Again(object));
         };
         let (reason, message) = match outcome {
-            Outcome::Failed { reason, message } => (reason, message),
+            Outcome::Failed { reason, message, .. } => (reason, message),
             Outcome::Superseded { message } => {
                 // Most likely the Lease goes, too; what is true of the migration its new holder says.
                 tracing::warn!(migration = %shown(&object), message, "shut out");
@@ -321,10 +321,12 @@ impl Context {
         };
         let target = Target::of(&object);
         let mut status = object.status.clone().unwrap_or_default();
-        if status.shards.len() < told.shards.len() {
-            status.shards = told.shards;
+        if status.shards.len() < told.shards.len() || status.phase == Phase::Preflight {
+            (status.shards, status.phase) = (told.shards, told.phase);
         }
-        if status.phase != Phase::Completed {
+        let never_begun =
+            status.shards.is_empty() && matches!(status.phase, Phase::Pending | Phase::Preflight);
+        if status.phase != Phase::Completed && !never_begun {
             let cleaning = tokio::time::timeout(CLEAN_UP_MAX, self.clean_target(&object, &status)).await;
             let left = match cleaning {
                 Ok(Ok(())) => None,
@@ -354,10 +356,11 @@ impl Context {
             Err(error) => return Err(error.to_string()),
         };
         loop {
-            let Err(MigrationError { reason, message }) = migration::clean_up(&plan, status).await else {
+            let Err(MigrationError { reason, message, transient }) = migration::clean_up(&plan, status).await
+            else {
                 return Ok(());
             };
-            if !is_transient(reason) {
+            if !transient && !is_transient(reason) {
                 return Err(message);
             }
             tracing::info!(migration = %shown(object), message, "what is kept on the target cannot be removed yet");

@@ -179,6 +179,7 @@ impl Runs {
             let outcome = engine.await.unwrap_or_else(|error| Outcome::Failed {
                 reason: crate::api::conditions::reason::ABORTED,
                 message: format!("the run ended by itself: {error}"),
+                transient: false,
             });
             tracing::info!(?outcome, "the run has ended");
             runs.over(&uid, outcome);
@@ -325,6 +326,7 @@ impl Runs {
 fn end_of(outcome: &Outcome) -> End {
     match outcome {
         Outcome::Done | Outcome::Differences { .. } => End::Final,
+        Outcome::Failed { transient: true, .. } => End::Transient,
         Outcome::Failed { reason, .. } if is_transient(reason) => End::Transient,
         Outcome::Failed { .. } => End::Final,
         Outcome::Stopped => End::Stopped,
