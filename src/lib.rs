@@ -7,6 +7,7 @@ mod clock;
 pub mod command;
 pub mod connection;
 pub mod migration;
+pub mod operator;
 pub mod preflight;
 #[cfg(test)]
 mod purity;

@@ -1,5 +1,7 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
+mod live;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,13 +10,13 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::checkpoints::{self, Checkpoints};
-use super::cutover::{self, Paused};
 use super::degraded;
 use super::identity::{KnownShard, identify};
 use super::kept;
-use super::state::{Shard, State, is_in_sync, now};
+use super::state::{Shard, State, is_in_sync};
 use super::verification::{self, failed, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
 use crate::api::conditions::{self, reason};
@@ -53,6 +55,8 @@ struct Run {
     setups: Vec<WorkerSetup>,
     restarts: u32,
     drain: watch::Sender<bool>,
+    /// Counts the plans that were adopted while running.
+    adopted: watch::Sender<u64>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
     /// Full resyncs by the time that all shards had their snapshot last.
@@ -61,6 +65,9 @@ struct Run {
 
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
     let mut state = State::new(&plan, observers);
+    if let Some(since) = options.earlier.as_ref().and_then(|earlier| earlier.start_time.clone()) {
+        state.status.start_time = Some(since);
+    }
     state.set(conditions::READY, false, reason::FULL_SYNC, "not in sync yet");
     state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "looking at both sides");
     state.phase(Phase::Preflight, "looking at both sides");
@@ -102,12 +109,15 @@ struct Prepared {
 
 async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
     let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
-    let earlier = match &options.data_dir {
+    let mut earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
         }
         None => Checkpoints::default(),
     };
+    if let Some(told) = &options.earlier {
+        earlier.learn(told, plan.delivery);
+    }
     let report = setup::preflight(plan, !earlier.begun).await.inspect_err(|error| {
         state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
     })?;
@@ -186,6 +196,7 @@ impl Run {
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
+            adopted: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
             settled_resyncs: 0,
         };
@@ -197,7 +208,8 @@ impl Run {
         let (Some(setup), Some(shard)) = (self.setups.get(index), self.shards.get(index)) else { return };
         let (setup, progress) = (setup.clone(), Arc::clone(&shard.progress));
         let asked = self.drain.subscribe();
-        self.workers.spawn(async move { (index, worker::run(setup, progress, asked).await) });
+        let work = async move { (index, worker::run(setup, progress, asked).await) };
+        self.workers.spawn(work.in_current_span());
     }
 
     /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows. A
@@ -262,15 +274,20 @@ impl Run {
         self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
         self.state.phase(Phase::IncrementalSync, &message);
 
-        if let Some(outcome) = self.verify().await? {
-            return Ok(outcome);
+        loop {
+            let verification = self.plan.verification;
+            if let Some(outcome) = self.verify().await? {
+                return Ok(outcome);
+            }
+            if self.options.until == Until::InSync {
+                self.nothing_moved()?;
+                self.nothing_refused()?;
+                return Ok(Outcome::Done);
+            }
+            if let Some(outcome) = self.cut_over(verification).await? {
+                return Ok(outcome);
+            }
         }
-        if self.options.until == Until::InSync {
-            self.nothing_moved()?;
-            self.nothing_refused()?;
-            return Ok(Outcome::Done);
-        }
-        self.cut_over().await
     }
 
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
@@ -336,68 +353,6 @@ impl Run {
         self.shards.iter().map(|shard| (shard.master(), shard.reader())).collect()
     }
 
-    async fn cut_over(&mut self) -> Result<Outcome, Ended> {
-        let plan = self.plan.cutover;
-        if plan.mode == CutoverMode::Never {
-            self.state.phase(Phase::IncrementalSync, "in sync; following until stopped");
-            self.until(std::future::pending()).await?;
-        }
-        self.nothing_refused()?;
-        self.nothing_moved()?;
-        self.wait_for_low_lag().await?;
-        self.state.set(
-            conditions::CUTOVER_READY,
-            true,
-            reason::INCREMENTAL_SYNC,
-            "lag is within the cutover's limits",
-        );
-        if plan.mode == CutoverMode::Manual && !plan.approved {
-            let message = "in sync; waiting for spec.cutover.approved";
-            self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
-            self.state.phase(Phase::IncrementalSync, message);
-            self.until(std::future::pending()).await?;
-        }
-        self.state.status.cutover.start_time = Some(now());
-        self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
-        let shards = self.shards.clone();
-        let mut result = None;
-        let mut cannot = Vec::new();
-        {
-            let (result, cannot) = (&mut result, &mut cannot);
-            self.until(async move { *result = Some(cutover::drain(&shards, &plan, cannot).await) }).await?;
-        }
-        for why in &cannot {
-            tracing::warn!("{why}; stop the writers yourself before the cutover");
-        }
-        match result {
-            Some(Ok(Paused::Drained { millis })) => {
-                // The last commands may have been refused, too.
-                self.nothing_refused()?;
-                self.nothing_moved()?;
-                self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
-                self.state.status.cutover.completion_time = Some(now());
-                Ok(Outcome::Done)
-            }
-            Some(Ok(Paused::TimedOut)) => Err(Ended::Other {
-                reason: reason::PAUSE_TIMEOUT,
-                message: format!(
-                    "the target did not catch up within {} s of paused writes; writes go on at the source",
-                    plan.pause_timeout_seconds
-                ),
-            }),
-            Some(Ok(Paused::FailedOver { shard, from, to })) => Err(Ended::Other {
-                reason: reason::PAUSE_TIMEOUT,
-                message: format!(
-                    "the master of shard {shard} became {to} while writes to {from} were paused: no cutover, as writes may have gone there"
-                ),
-            }),
-            Some(Err(error)) => {
-                Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
-            }
-            None => Err(Ended::Stop),
-        }
-    }
-
     /// Keys of slots that changed hands may be missing on the target.
     fn nothing_moved(&mut self) -> Result<(), Ended> {
         let Some(message) = degraded::moved(&self.shards) else { return Ok(()) };
@@ -420,29 +375,6 @@ impl Run {
         Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
     }
 
-    async fn wait_for_low_lag(&mut self) -> Result<(), Ended> {
-        let plan = self.plan.cutover;
-        let shards = self.shards.clone();
-        self.state.set(
-            conditions::CUTOVER_READY,
-            false,
-            reason::LAG_ABOVE_THRESHOLD,
-            "waiting for the lag to fall",
-        );
-        self.until(async move {
-            for shard in &shards {
-                let mut numbers = shard.progress.numbers.subscribe();
-                // An error means that the worker is gone: its own result says why.
-                let _ = numbers
-                    .wait_for(|numbers| {
-                        numbers.lag_bytes <= plan.max_lag_bytes && numbers.lag_millis <= plan.max_lag_millis
-                    })
-                    .await;
-            }
-        })
-        .await
-    }
-
     async fn until(&mut self, job: impl Future<Output = ()>) -> Result<(), Ended> {
         self.until_with(job, |_| {}).await
     }
@@ -455,12 +387,14 @@ impl Run {
     ) -> Result<(), Ended> {
         let mut job = std::pin::pin!(job);
         let mut stop = self.options.stop.clone();
+        let mut plans = self.options.plans.clone();
         let mut tick = tokio::time::interval(GATHER);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = &mut job => return Ok(()),
                 Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
+                plan = live::newer(&mut plans, &self.plan) => self.adopt(plan),
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok((_, Ok(_))) => return Err(Ended::Stop),
                     Ok((index, Err(failed))) => self.start_again(index, failed)?,
@@ -583,6 +517,10 @@ impl Run {
                 self.state.status.message = message.to_owned();
                 self.state.publish();
                 Outcome::Stopped
+            }
+            Err(Ended::Worker(WorkerError::Fenced(message))) => {
+                failed(&mut self.state, reason::ABORTED, message.clone());
+                Outcome::Superseded { message }
             }
             Err(Ended::Worker(error)) => {
                 let (reason, mut message) = (reason_of(&error), error.to_string());

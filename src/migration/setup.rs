@@ -138,6 +138,7 @@ pub async fn workers(
     let prefer_replica = plan.source.read_from == ReadFrom::PreferReplica;
     let slots: Vec<SlotRanges> = identities.iter().map(|known| known.slots.clone()).collect();
     let watched = watch_source(&source_dialer, &source.topology, &slots, prefer_replica);
+    let lane_limits = LaneLimits::new(plan.limits.pipeline_commands, plan.limits.pipeline_bytes);
     let mut workers = Vec::with_capacity(count);
     for ((identity, source_shard), origin) in identities.iter().zip(watched).zip(&source.origins) {
         workers.push(WorkerSetup {
@@ -160,7 +161,7 @@ pub async fn workers(
             database_map: plan.database_map.clone(),
             sole_source: count == 1,
             slots: source.topology.is_cluster().then(|| identity.slots.clone()),
-            lane: LaneLimits { commands: plan.limits.pipeline_commands, bytes: plan.limits.pipeline_bytes },
+            lane: lane_limits.clone(),
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {
                 memory: plan.limits.spool_memory as u64,
