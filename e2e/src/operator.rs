@@ -91,8 +91,7 @@ impl Operator {
         let began = Instant::now();
         let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
         ensure!(status.success(), "no process to send SIGTERM to");
-        let code =
-            wait_until("the operator's end", within, || self.child.try_wait().map_err(Into::into))?;
+        let code = wait_until("the operator's end", within, || self.child.try_wait().map_err(Into::into))?;
         ensure!(code.success(), "the operator ended with {code}\n{}", self.log());
         Ok(began.elapsed())
     }
@@ -134,9 +133,7 @@ impl<'a> Migration<'a> {
     }
 
     fn watch(plane: &'a ControlPlane, namespace: &str, name: &str) -> Result<Self> {
-        let path = format!(
-            "/apis/redis-migration.io/v1alpha1/namespaces/{namespace}/redismigrations/{name}"
-        );
+        let path = format!("/apis/redis-migration.io/v1alpha1/namespaces/{namespace}/redismigrations/{name}");
         let watched = Watched::start(plane.api().clone(), path);
         Ok(Self { plane, namespace: namespace.to_owned(), name: name.to_owned(), watched })
     }

@@ -117,7 +117,10 @@ fn wrong_specs_are_stalled_at_once() -> Result<()> {
         assert!(conditions.iter().all(|condition| condition["reason"] == "InvalidSpec"), "{status}");
         assert!(status["message"].as_str().unwrap_or_default().contains(path), "{status}");
         wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
-        assert_eq!(migration.seen()?.iter().filter(|object| object["status"]["phase"] == "Failed").count(), 0);
+        assert_eq!(
+            migration.seen()?.iter().filter(|object| object["status"]["phase"] == "Failed").count(),
+            0
+        );
         migration.delete(PATIENCE)?;
     }
     // Put right, it runs.
