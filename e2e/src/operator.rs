@@ -127,12 +127,13 @@ pub struct Migration<'a> {
 impl<'a> Migration<'a> {
     /// Applies it with its Secrets.
     pub fn apply(plane: &'a ControlPlane, namespace: &str, name: &str, manifest: &Manifest) -> Result<Self> {
-        let migration = Self::watch(plane, namespace, name)?;
+        let migration = Self::attach(plane, namespace, name)?;
         migration.set(manifest)?;
         Ok(migration)
     }
 
-    fn watch(plane: &'a ControlPlane, namespace: &str, name: &str) -> Result<Self> {
+    /// One that is there, or will be.
+    pub fn attach(plane: &'a ControlPlane, namespace: &str, name: &str) -> Result<Self> {
         let path = format!("/apis/redis-migration.io/v1alpha1/namespaces/{namespace}/redismigrations/{name}");
         let watched = Watched::start(plane.api().clone(), path);
         Ok(Self { plane, namespace: namespace.to_owned(), name: name.to_owned(), watched })

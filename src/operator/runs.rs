@@ -132,7 +132,7 @@ impl Runs {
         let (fault, fault_seen) = watch::channel(None);
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
         let shown = format!("{}/{}", target.namespace, target.name);
-        let span = tracing::info_span!("run", migration = %shown);
+        let span = tracing::info_span!(parent: None, "run", migration = %shown);
         let forwarder = Forwarder {
             status: status_seen.clone(),
             fault: fault_seen,
@@ -369,7 +369,7 @@ impl Forwarder {
             }
             let status = self.composed(status);
             let mut writer = self.writer.lock().await;
-            if writer.due(&status).is_none_or(|at| at > now) {
+            if writer.due(&status, now).is_none_or(|at| at > now) {
                 continue;
             }
             again_at = None;

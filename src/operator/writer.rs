@@ -46,12 +46,12 @@ impl Writer {
     }
 
     /// When `status` should be written; `None`: never, as it says nothing new.
-    pub fn due(&self, status: &Status) -> Option<Instant> {
-        let (Some(told), Some(told_at)) = (&self.told, self.told_at) else { return Some(Instant::now()) };
+    pub fn due(&self, status: &Status, now: Instant) -> Option<Instant> {
+        let (Some(told), Some(told_at)) = (&self.told, self.told_at) else { return Some(now) };
         let whole = when(change(told, status), told_at);
         let shards = status.shards.iter().filter_map(|shard| match self.shards.get(&shard.id) {
             Some((before, at)) => when(shard_change(Some(before), shard), *at),
-            None => Some(Instant::now()),
+            None => Some(now),
         });
         shards.chain(whole).min()
     }
