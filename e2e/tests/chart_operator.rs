@@ -1,9 +1,11 @@
 //! The operator as the chart runs it: its arguments, its rights, its probes, and a migration by `kubectl`.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::compare::wait_equal;
+use e2e::controlplane::Program;
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
 use e2e::operator::Migration;
@@ -122,5 +124,48 @@ fn an_upgrade_of_the_chart_copies_nothing_again() -> Result<()> {
     nothing_forbidden(&kubelet)?;
     migration.delete(PATIENCE)?;
     plane.helm(&["uninstall", "op", "-n", "rolling"])?;
+    Ok(())
+}
+
+/// A cluster that has nothing yet: the README's installation for all namespaces, and a pipeline in one of them.
+#[test]
+fn a_pipeline_in_a_fresh_cluster() -> Result<()> {
+    let plane = ControlPlane::start()?;
+    plane.namespace("redis-migration", &[("pod-security.kubernetes.io/enforce", "restricted")])?;
+    let kubelet = Kubelet::start(&plane, "redis-migration")?;
+    plane.helm(&["install", "redis-migration", &chart(), "-n", "redis-migration"])?;
+    kubelet.wait_ready(2, PATIENCE)?;
+    plane.kubectl(&["get", "deployment", "redis-migration-operator", "-n", "redis-migration"])?;
+    plane.namespace("shop", &[])?;
+
+    let (source, target) = (Server::start(VERSION)?, Server::start(VERSION)?);
+    Dataset::default().rounds(1).fill(&mut source.client()?)?;
+    let manifest = Manifest::between(&source.endpoint(), &target.endpoint())
+        .set("/metadata", json!({"name": "orders", "namespace": "shop"}))
+        .set("/spec/cutover", json!({"mode": "Manual"}));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("orders.yaml");
+    std::fs::write(&file, manifest.document.to_string())?;
+    std::os::unix::fs::symlink(Program::Kubectl.file()?, folder.path().join("kubectl"))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/gitops/pipeline.sh");
+    let output = Command::new("bash")
+        .arg(script)
+        .args([file.as_os_str(), "orders".as_ref(), "shop".as_ref()])
+        .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
+        .env("HOME", folder.path())
+        .env("KUBECONFIG", plane.kubeconfig())
+        .env("IN_SYNC_WITHIN", "120s")
+        .env("FINISHED_WITHIN", "120s")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}\n{}\n{}", kubelet.tails(), kubelet.trouble());
+    ensure!(said.contains("Succeeded=True"), "{said}");
+    wait_equal(&source.endpoint(), &target.endpoint(), Duration::ZERO)?;
+    nothing_forbidden(&kubelet)?;
+
+    // Uninstalled, what was migrated is still told.
+    plane.helm(&["uninstall", "redis-migration", "-n", "redis-migration"])?;
+    let seen = plane.get(&["redismigration", "orders", "-n", "shop"])?;
+    assert_eq!(seen["status"]["phase"], "Completed");
     Ok(())
 }
