@@ -42,12 +42,15 @@ pub struct Running {
     pub restarts: u32,
 }
 
+/// Writes a kubeconfig to the first path, with the token in the second.
+type WriteConfig = Box<dyn Fn(&Path, &Path) -> Result<()> + Send + Sync>;
+
 struct Node {
     name: String,
     namespace: String,
     api: Api,
     program: PathBuf,
-    kubeconfig: Box<dyn Fn(&Path, &Path) -> Result<()> + Send + Sync>,
+    kubeconfig: WriteConfig,
     folder: TempDir,
     stop: AtomicBool,
     pods: Mutex<HashMap<String, Pod>>,
