@@ -404,6 +404,69 @@ fn a_replica_that_ends_hands_over_soon() -> Result<()> {
     migration.seen().map(drop)
 }
 
+/// It does not know that it was taken for dead, and goes on with what it holds in memory.
+#[test]
+fn a_frozen_replica_is_shut_out_when_it_wakes() -> Result<()> {
+    let (plane, mut operators) = two_replicas("frozen")?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let writer = Writer::start(&source.endpoint(), Load::default())?;
+    let migration = Migration::apply(plane, "frozen", "orders", &manual(&source, &target))?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    let (frozen, other) = holder(&migration, &mut operators)?;
+    frozen.signal("STOP")?;
+    migration.wait_holder(&other, PATIENCE)?;
+    let resumed = || Ok((syncs(&source)?.1 >= 1).then_some(()));
+    wait_until("the resumption", PATIENCE, resumed)?;
+    writer.wait_more(1_000, PATIENCE)?;
+    frozen.signal("CONT")?;
+    wait_until("the end of its run", PATIENCE, || {
+        Ok(frozen.log().contains("the run has ended").then_some(()))
+    })?;
+    writer.wait_more(1_000, PATIENCE)?;
+    writer.stop()?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    assert_eq!(migration.holder()?.as_deref(), Some(other.as_str()));
+    migration.approve()?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    migration.seen().map(drop)
+}
+
+#[test]
+fn a_failed_migration_can_go_on_and_leaves_nothing_when_deleted() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.namespace("failed", &[])?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    slow(&source)?;
+    let _operator = Operator::start(plane, "failed", "a")?;
+    let migration = Migration::apply(plane, "failed", "orders", &manual(&source, &target))?;
+    wait_until("the first keys", PATIENCE, || Ok((own_keys(&target)?.len() > 1).then_some(())))?;
+    target.conn()?.run(args!["SET", "only-here", "1"])?;
+    fast(&source)?;
+    migration.wait_condition("Finished", PATIENCE)?;
+    let status = migration.wait_phase("Failed", PATIENCE)?;
+    assert!(status["message"].as_str().unwrap_or_default().contains("differ"), "{status}");
+    wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
+    assert!(!own_keys(&target)?.is_empty());
+    // What was wrong is accepted: it goes on from where it stands.
+    migration.patch(&json!({"spec": {"verification": {"maxDifferences": 1}}}))?;
+    migration.wait_condition("CutoverReady", PATIENCE)?;
+    assert_eq!(syncs(&source)?, (1, 1));
+    migration.patch(&json!({"spec": {"verification": {"maxDifferences": 0}}}))?;
+    migration.wait_phase("Failed", PATIENCE)?;
+    migration.delete(PATIENCE)?;
+    nothing_left(&migration, &target)?;
+
+    // Failed before anything was written: nothing is to be kept either.
+    let migration = Migration::apply(plane, "failed", "full", &manual(&source, &target))?;
+    migration.wait_condition("Finished", PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    let conditions = migration.status()["conditions"].clone();
+    assert!(conditions.to_string().contains("TargetNotEmpty"), "{conditions}");
+    migration.seen().map(drop)
+}
+
 /// Somebody gives the Lease to the other replica: the first one stops writing, the other goes on.
 #[test]
 fn a_lease_that_is_taken_away_is_obeyed() -> Result<()> {

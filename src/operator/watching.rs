@@ -68,6 +68,9 @@ pub async fn renew(context: Arc<Context>) {
             }
             _ => {}
         }
+        if context.members.may_be_taken_for_gone() {
+            context.runs.stop_unfenced();
+        }
         tokio::time::sleep(if renewed.is_ok() { RENEW } else { RENEW_AGAIN }).await;
     }
 }
