@@ -404,6 +404,46 @@ fn a_replica_that_ends_hands_over_soon() -> Result<()> {
     migration.seen().map(drop)
 }
 
+/// Nothing in the target tells where to go on: another replica copies again, over the keys that are its own.
+#[test]
+fn at_least_once_is_copied_again_by_another_replica() -> Result<()> {
+    let (plane, mut operators) = two_replicas("at-least")?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let manifest = manual(&source, &target).set("/spec/delivery", "AtLeastOnce");
+    let migration = Migration::apply(plane, "at-least", "orders", &manifest)?;
+    migration.wait_condition("CutoverReady", PATIENCE)?;
+    assert_eq!(own_keys(&target)?, [""; 0]);
+    migration.wait_for("its shards", PATIENCE, |status| status["shards"][0]["phase"] == "IncrementalSync")?;
+    let (killed, other) = holder(&migration, &mut operators)?;
+    killed.kill();
+    source.conn()?.run(args!["SET", "meanwhile", "1"])?;
+    migration.wait_for("the other worker in sync", PATIENCE, |status| {
+        status["shards"][0]["worker"] == other.as_str()
+            && e2e::tool::condition(status, "Verified").as_deref() == Some("True")
+    })?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    migration.delete(PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    migration.seen().map(drop)
+}
+
+/// The keys in the target cannot be removed: the object goes nevertheless, and an event tells.
+#[test]
+fn a_deletion_does_not_wait_for_a_target_that_is_gone() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.namespace("target-gone", &[])?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let _operator = Operator::start(plane, "target-gone", "a")?;
+    let migration = Migration::apply(plane, "target-gone", "orders", &manual(&source, &target))?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    drop(target);
+    migration.delete(Duration::from_secs(50))?;
+    assert!(migration.lease()?.is_none());
+    let events = migration.events()?;
+    assert!(events.iter().any(|event| event == "CleanUpFailed"), "{events:?}");
+    migration.seen().map(drop)
+}
+
 /// It does not know that it was taken for dead, and goes on with what it holds in memory.
 #[test]
 fn a_frozen_replica_is_shut_out_when_it_wakes() -> Result<()> {

@@ -163,7 +163,15 @@ impl Context {
         if decide(&self.situation(&object)) != Step::Start {
             return Ok(Next::Again(Box::new(object)));
         }
-        let (plan, secrets) = match self.resolve(&object, &Secrets::default()).await? {
+        let resolved = match self.resolve(&object, &Secrets::default()).await {
+            // As good as missing, until somebody grants it.
+            Err(ReconcileError::Api(error)) if error.code() == Some(403) => {
+                let object = Box::new(object);
+                return self.put_off(object, reason::SECRET_NOT_FOUND, &error.to_string(), false).await;
+            }
+            resolved => resolved?,
+        };
+        let (plan, secrets) = match resolved {
             Ok(resolved) => resolved,
             Err(faults) if faults.iter().all(|fault| fault.secret_missing) => {
                 return self
@@ -310,7 +318,7 @@ impl Context {
         let before = object.status.clone().unwrap_or_default();
         let mut message = "suspended".to_owned();
         if !before.shards.is_empty()
-            && let Ok((plan, _)) = self.resolve(&object, &Secrets::default()).await?
+            && let Ok(Ok((plan, _))) = self.resolve(&object, &Secrets::default()).await
             && let Ok(room) = tokio::time::timeout(BACKLOG_MAX, migration::backlog(&plan, &before)).await
         {
             message = format!("suspended; {room}");
@@ -342,7 +350,9 @@ impl Context {
                 Err(_) => Some(format!("not done within {} s", CLEAN_UP_MAX.as_secs())),
             };
             if let Some(why) = left {
-                tracing::warn!(migration = %shown(&object), why, "keys that begin with redis-migration: may stay on the target");
+                let told = format!("keys that begin with redis-migration: may stay on the target: {why}");
+                tracing::warn!(migration = %shown(&object), "{told}");
+                self.writer(&object, None).warn("CleanUpFailed", &told).await;
             }
         }
         if let Some(data_dir) = &self.data_dir {

@@ -20,6 +20,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Between two writes of a migration that nobody writes to. With 200 of them, this is what they cost.
 const IDLE: Duration = Duration::from_secs(300);
 
+/// The API server takes 1 kB.
+const NOTE_MAX: usize = 250;
 const MANAGER: &str = "redis-migration";
 /// The API server takes no longer names of field managers.
 const MANAGER_MAX: usize = 128;
@@ -114,9 +116,25 @@ impl Writer {
         apply_status(&self.client, &self.target, manager, status).await
     }
 
-    /// Events are a courtesy: one that is not taken is not sent again.
+    /// An event that no status tells of.
+    pub async fn warn(&self, reason: &str, note: &str) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(NOTE_MAX).collect()),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        self.publish(&[event]).await;
+    }
+
     async fn record(&self, before: Option<&Status>) {
         let Some(now) = &self.told else { return };
+        self.publish(&events(before, now)).await;
+    }
+
+    /// Events are a courtesy: one that is not taken is not sent again.
+    async fn publish(&self, events: &[Event]) {
         let Target { namespace, name, uid } = &self.target;
         let about = ObjectReference {
             api_version: Some("redis-migration.io/v1alpha1".to_owned()),
@@ -126,8 +144,8 @@ impl Writer {
             uid: Some(uid.clone()),
             ..ObjectReference::default()
         };
-        for event in events(before, now) {
-            let published = self.recorder.publish(&event, &about);
+        for event in events {
+            let published = self.recorder.publish(event, &about);
             match tokio::time::timeout(Duration::from_secs(10), published).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "an event was not taken"),
@@ -162,7 +180,7 @@ fn events(before: Option<&Status>, now: &Status) -> Vec<Event> {
     let event = |type_, reason: &str, note: &str| Event {
         type_,
         reason: reason.to_owned(),
-        note: Some(note.chars().take(1000).collect()),
+        note: Some(note.chars().take(NOTE_MAX).collect()),
         action: now.phase.as_str().to_owned(),
         secondary: None,
     };
