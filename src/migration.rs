@@ -1,5 +1,6 @@
 //! One migration from preflight to its outcome: all shard workers, the phases, verification, cutover.
 
+mod backlog;
 mod checkpoints;
 mod coordinator;
 mod cutover;
@@ -11,7 +12,7 @@ mod state;
 mod territory;
 mod verification;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -46,6 +47,11 @@ pub struct RunOptions {
     /// Where the spool goes when it needs the disk; `None`: a temporary directory.
     pub data_dir: Option<PathBuf>,
     pub stop: watch::Receiver<StopRequest>,
+    /// Newer plans of the same migration, where its spec may change meanwhile. What cannot be changed while
+    /// running (both sides, `limits.maxRestoreBytes`, the spool's limits) stays as in the first.
+    pub plans: Option<watch::Receiver<Arc<Plan>>>,
+    /// What an earlier run of this migration told last, wherever it was.
+    pub earlier: Option<Status>,
 }
 
 /// Where a running migration publishes what is observed of it.
@@ -62,6 +68,8 @@ pub enum Outcome {
     Failed {
         reason: &'static str,
         message: String,
+        /// Trying again later may do, with nothing changed.
+        transient: bool,
     },
     /// Verification found more than the plan allows.
     Differences {
@@ -69,6 +77,10 @@ pub enum Outcome {
     },
     /// Stopped on request, checkpoint kept.
     Stopped,
+    /// Another process has taken the migration over.
+    Superseded {
+        message: String,
+    },
 }
 
 /// Result of validation and preflight.
@@ -101,6 +113,8 @@ pub struct MigrationError {
     /// One of `api::conditions::reason`.
     pub reason: &'static str,
     pub message: String,
+    /// Trying again later may do, with nothing changed.
+    pub transient: bool,
 }
 
 /// Moves the data and follows the source until the outcome.
@@ -122,6 +136,24 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
 pub async fn check(plan: Arc<Plan>) -> Result<CheckReport, MigrationError> {
     let report = setup::preflight(&plan, true).await?;
     Ok(setup::findings(&plan, &report))
+}
+
+/// Shuts out whoever may still write, and removes what the migration keeps in its target. `told`: its last
+/// status. The migration cannot be resumed afterwards.
+pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> {
+    kept::clean_up(plan, told).await
+}
+
+/// Says what the sources' backlogs still allow a stopped migration. `told`: its last status.
+pub async fn backlog(plan: &Plan, told: &Status) -> String {
+    backlog::room(plan, told).await
+}
+
+/// Removes what a migration that is over left in the data directory.
+pub fn forget(data_dir: &Path, uid: &str) {
+    if let Err(error) = checkpoints::clear(data_dir, uid) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// Compares both sides now; changes nothing.

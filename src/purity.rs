@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "transform.rs",
     "transform",
     "operator/decide.rs",
+    "operator/status.rs",
 ];
 
 const FORBIDDEN: &[&str] = &[

@@ -5,6 +5,8 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -44,6 +46,35 @@ pub struct Observed {
     pub namespace: String,
     pub status: watch::Receiver<Status>,
     pub gauges: watch::Receiver<EngineGauges>,
+}
+
+/// The migrations that are shown, which may change while they are.
+#[derive(Clone, Debug, Default)]
+pub struct ObservedSet(Arc<RwLock<Vec<Observed>>>);
+
+impl ObservedSet {
+    pub fn list(&self) -> Vec<Observed> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// In the place of one of the same name, if there is one.
+    pub fn insert(&self, observed: Observed) {
+        self.remove(&observed.namespace, &observed.name);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).push(observed);
+    }
+
+    pub fn remove(&self, namespace: &str, name: &str) {
+        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|observed| observed.namespace != namespace || observed.name != name);
+    }
+}
+
+impl From<Observed> for ObservedSet {
+    fn from(observed: Observed) -> Self {
+        let set = Self::default();
+        set.insert(observed);
+        set
+    }
 }
 
 /// A line of `--output json`, and an element of `/metric`.

@@ -3,9 +3,12 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::spec::RedisMigration;
+
+/// `status.observedGeneration` until the operator has looked.
+const UNOBSERVED: i64 = -1;
 
 /// The definition as YAML, ready for `kubectl apply`.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
@@ -22,7 +25,19 @@ fn definition() -> Value {
     let crd: CustomResourceDefinition = RedisMigration::crd();
     let mut definition = serde_json::to_value(crd).unwrap_or_default();
     drop_nulls(&mut definition);
+    default_status(&mut definition);
     definition
+}
+
+/// What nobody has looked at yet must not pass for ready: tools that follow kstatus, such as Flux,
+/// take an object without a status for current, and one whose status answers another generation
+/// for in progress.
+fn default_status(definition: &mut Value) {
+    let status = "/spec/versions/0/schema/openAPIV3Schema/properties/status";
+    if let Some(status) = definition.pointer_mut(status) {
+        status["default"] = json!({"observedGeneration": UNOBSERVED});
+        status["properties"]["observedGeneration"]["default"] = json!(UNOBSERVED);
+    }
 }
 
 /// An optional field may be left out, not null: the API server prunes the nulls of a field that is
@@ -92,6 +107,7 @@ mod tests {
         assert_eq!(spec["source"]["properties"]["redis"]["properties"]["psyncCommand"]["default"], "PSYNC");
         assert_eq!(spec["verification"]["properties"]["rounds"]["default"], 3);
         assert_eq!(spec["suspend"]["default"], false);
+        assert_eq!(schema["properties"]["status"]["default"], serde_json::json!({"observedGeneration": -1}));
         let names = definition()["spec"]["names"].clone();
         assert_eq!(names["shortNames"], serde_json::json!(["rmig"]));
         assert_eq!(names["categories"], serde_json::json!(["all"]));

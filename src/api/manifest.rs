@@ -112,17 +112,39 @@ impl Manifest {
     }
 }
 
+/// The path of a field that names a secret, and the key in it.
+pub type SecretField = (String, String);
+
 /// Secrets by name and key. `Debug` shows names only.
 #[derive(Clone, Default)]
 pub struct SecretStore {
     documents: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// Read from elsewhere, by the field that names it; `None`: this store knows no such place.
+    elsewhere: Option<BTreeMap<SecretField, Secret>>,
     /// Holds NAME/KEY files, as Kubernetes mounts them.
     pub dir: Option<PathBuf>,
 }
 
 impl SecretStore {
-    /// The secret's place. A file is looked for now, but read only when it is needed.
-    pub fn find(&self, name: &str, key: &str) -> Option<Secret> {
+    /// For a migration in Kubernetes. What is not in `found` does not exist there.
+    pub fn elsewhere(found: BTreeMap<SecretField, Secret>) -> Self {
+        Self { elsewhere: Some(found), ..Self::default() }
+    }
+
+    /// Where a secret that was not found may be put.
+    pub fn allowed(&self, name: &str, key: &str) -> String {
+        match self.elsewhere {
+            Some(_) => "a Secret of the same namespace".to_owned(),
+            None => format!("a Secret document in the file, or the file {name}/{key} under --secrets"),
+        }
+    }
+
+    /// The secret's place. A file is looked for now, but read only when it is needed. `field`: the path of
+    /// the field that names it.
+    pub fn find(&self, field: &str, name: &str, key: &str) -> Option<Secret> {
+        if let Some(found) = &self.elsewhere {
+            return found.get(&(field.to_owned(), key.to_owned())).cloned();
+        }
         if let Some(value) = self.documents.get(name).and_then(|keys| keys.get(key)) {
             return Some(Secret::Literal(value.clone()));
         }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use redis_migration::api::manifest::Manifest;
 use redis_migration::api::{Plan, Status, conditions, crd};
 use redis_migration::migration::{self, FindingLevel, Observers, Outcome, RunOptions, StopRequest, Until};
+use redis_migration::operator;
 use redis_migration::report::{self, OutputFormat, View};
 use redis_migration::telemetry::http::{DEFAULT_LISTEN, Endpoints};
 use redis_migration::telemetry::logging::{self, LogFormat};
@@ -15,7 +16,7 @@ use redis_migration::telemetry::{EngineGauges, Observed};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CheckArgs, Cli, Command, ManifestArgs, RunArgs, VerifyArgs, WatchArgs, files};
+use super::{CheckArgs, Cli, Command, ManifestArgs, OperatorArgs, RunArgs, VerifyArgs, WatchArgs, files};
 
 /// How the process ends; the numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub fn execute(cli: &Cli) -> Result<Exit> {
         Command::Check(args) => check(args, cli.log_format()),
         Command::Verify(args) => verify(args, cli.log_format()),
         Command::Crd => print(&crd::yaml().context("the CustomResourceDefinition")?),
-        Command::Operator(_) => Ok(not_built("operator")),
+        Command::Operator(args) => operate(args, cli.log_format()),
         Command::Decode(args) => files::decode(args),
         Command::Stat(args) => files::stat(args),
     }
@@ -88,6 +89,33 @@ fn check(args: &CheckArgs, log_format: LogFormat) -> Result<Exit> {
     };
     let failed = report.findings.iter().any(|finding| finding.level == FindingLevel::Failed);
     Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+fn operate(args: &OperatorArgs, log_format: LogFormat) -> Result<Exit> {
+    // A watch that breaks off is nothing to tell: it begins again, and /healthz says when it does not.
+    logging::init(log_format, "info,kube_client=error,kube_runtime=error", None);
+    let runtime = runtime()?;
+    let exit = runtime.block_on(async {
+        let (stop, stop_seen) = watch::channel(StopRequest::Run);
+        let signals = tokio::spawn(operator_signals(Signals::new()?, stop));
+        let ended = operator::run(args.options(), stop_seen).await;
+        signals.abort();
+        Ok(match ended {
+            Ok(()) => Exit::Done,
+            Err(error) => complain(&error.to_string()),
+        })
+    });
+    runtime.shutdown_background();
+    exit
+}
+
+/// The first signal hands over what runs here; a second one ends the process at once.
+async fn operator_signals(mut signals: Signals, stop: watch::Sender<StopRequest>) {
+    signals.next().await;
+    tracing::info!("stopping: handing over; a second signal ends at once");
+    stop.send_replace(StopRequest::Drain);
+    signals.next().await;
+    std::process::exit(Exit::Stopped as i32);
 }
 
 /// `None`: the complaint is on standard error already.
@@ -144,7 +172,7 @@ impl Job {
 
         let served = match endpoints(watched).await {
             Ok(endpoints) => {
-                endpoints.map(|endpoints| tokio::spawn(endpoints.serve(vec![observed], close_seen)))
+                endpoints.map(|endpoints| tokio::spawn(endpoints.serve(observed.into(), close_seen)))
             }
             Err(error) => return Ok(complain_usage(&error.to_string())),
         };
@@ -155,7 +183,13 @@ impl Job {
         let shown = tokio::task::spawn_blocking(move || handle.block_on(view.follow(status_seen)));
 
         let began = Instant::now();
-        let options = RunOptions { until: self.until, data_dir: self.data_dir, stop: stop_seen };
+        let options = RunOptions {
+            until: self.until,
+            data_dir: self.data_dir,
+            stop: stop_seen,
+            plans: None,
+            earlier: None,
+        };
         let observers = Observers { status, gauges };
         let name = self.plan.name.clone();
         let outcome = match self.work {
@@ -186,11 +220,12 @@ impl Job {
 fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::Done => Exit::Done,
-        Outcome::Failed { reason, message } => {
+        Outcome::Failed { reason, message, .. } => {
             complain(&format!("{reason}: {message}"));
             // The manifest is at fault, though only a connection could tell.
             if *reason == conditions::reason::INVALID_SPEC { Exit::Usage } else { Exit::Failed }
         }
+        Outcome::Superseded { message } => complain(&format!("{}: {message}", conditions::reason::ABORTED)),
         Outcome::Differences { .. } => Exit::Differences,
         Outcome::Stopped => Exit::Stopped,
     }
@@ -268,8 +303,4 @@ pub(super) fn complain(message: &str) -> Exit {
 pub(super) fn complain_usage(message: &str) -> Exit {
     complain(message);
     Exit::Usage
-}
-
-fn not_built(command: &str) -> Exit {
-    complain_usage(&format!("{command}: not supported by this version yet"))
 }

@@ -125,7 +125,7 @@ impl Dialer {
 
     async fn open(&self, address: &Address) -> Result<Stream, ConnectionError> {
         let tls = match &self.settings.access.tls {
-            Some(access) => Some((access, self.tls_client(access)?)),
+            Some(access) => Some((access, self.tls_client(access).await?)),
             None => None,
         };
         let tcp = tcp(address, self.settings.connect_timeout).await?;
@@ -135,8 +135,8 @@ impl Dialer {
         }
     }
 
-    fn tls_client(&self, access: &TlsAccess) -> Result<Arc<ClientConfig>, ConnectionError> {
-        let material = TlsMaterial::read(access)?;
+    async fn tls_client(&self, access: &TlsAccess) -> Result<Arc<ClientConfig>, ConnectionError> {
+        let material = TlsMaterial::read(access).await?;
         let mut last = self.settings.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((made_of, client)) = last.as_ref()
             && *made_of == material
@@ -166,7 +166,7 @@ impl Dialer {
 
 /// AUTH with one argument for the default user, so that servers before 6.0 understand it.
 async fn authenticate(connection: &mut Connection, credentials: &Credentials) -> Result<(), ConnectionError> {
-    let password = credentials.password.read()?;
+    let password = credentials.password.read().await?;
     let user = credentials.username.as_deref().unwrap_or("default");
     let mut reply = match credentials.username.as_deref() {
         Some(user) => connection.call(&[b"AUTH", user.as_bytes(), &password]).await?,
@@ -283,7 +283,7 @@ async fn answers_tls(address: &Address) -> bool {
         insecure_skip_verify: true,
     };
     let probe = async {
-        let client = TlsMaterial::read(&access).ok()?.client_config(&access).ok()?;
+        let client = TlsMaterial::read(&access).await.ok()?.client_config(&access).ok()?;
         let name = ServerName::try_from(address.host.clone()).ok()?;
         let stream = tcp(address, PROBE_TIMEOUT).await.ok()?;
         match TlsConnector::from(Arc::new(client)).connect(name, stream).await {

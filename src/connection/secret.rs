@@ -1,5 +1,8 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::{fmt, fs, io};
+
+use futures::future::BoxFuture;
 
 use thiserror::Error;
 
@@ -11,6 +14,14 @@ const MAX_SECRET: u64 = 1 << 20;
 pub enum Secret {
     Literal(Vec<u8>),
     File(PathBuf),
+    /// Kept by somebody else, such as the Kubernetes API.
+    Elsewhere(Arc<dyn SecretSource>),
+}
+
+/// Where a secret is kept that is neither in the manifest nor in a file.
+pub trait SecretSource: Send + Sync {
+    /// What the secret is now.
+    fn read(&self) -> BoxFuture<'_, Result<Vec<u8>, SecretError>>;
 }
 
 #[derive(Debug, Error)]
@@ -19,13 +30,16 @@ pub enum SecretError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the secret file {path} holds {length} bytes; at most {MAX_SECRET} are taken")]
     TooLarge { path: PathBuf, length: u64 },
+    #[error("the secret {name} cannot be read: {why}")]
+    Elsewhere { name: String, why: String },
 }
 
 impl Secret {
     /// A file's trailing newline is not part of the secret.
-    pub fn read(&self) -> Result<Vec<u8>, SecretError> {
+    pub async fn read(&self) -> Result<Vec<u8>, SecretError> {
         let path = match self {
             Secret::Literal(bytes) => return Ok(bytes.clone()),
+            Secret::Elsewhere(source) => return source.read().await,
             Secret::File(path) => path,
         };
         let unreadable = |source| SecretError::Unreadable { path: path.clone(), source };
@@ -54,15 +68,15 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
-    #[test]
-    fn files_lose_one_trailing_newline_and_literals_nothing() {
+    #[tokio::test]
+    async fn files_lose_one_trailing_newline_and_literals_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("password");
         for (content, secret) in [("pw\n", "pw"), ("pw\r\n", "pw"), ("p w", "p w"), ("pw\n\n", "pw\n")] {
             fs::write(&path, content).unwrap();
-            assert_eq!(Secret::File(path.clone()).read().unwrap(), secret.as_bytes());
+            assert_eq!(Secret::File(path.clone()).read().await.unwrap(), secret.as_bytes());
         }
-        assert_eq!(Secret::Literal(b"pw\n".to_vec()).read().unwrap(), b"pw\n");
+        assert_eq!(Secret::Literal(b"pw\n".to_vec()).read().await.unwrap(), b"pw\n");
     }
 
     #[test]
@@ -70,9 +84,9 @@ mod tests {
         assert_eq!(format!("{:?}", Secret::Literal(b"hunter2".to_vec())), "Secret(…)");
     }
 
-    #[test]
-    fn a_missing_file_is_named() {
-        let error = Secret::File("/nonexistent/pw".into()).read().unwrap_err();
+    #[tokio::test]
+    async fn a_missing_file_is_named() {
+        let error = Secret::File("/nonexistent/pw".into()).read().await.unwrap_err();
         assert!(error.to_string().contains("/nonexistent/pw"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{ConnectionError, Secret, TlsAccess};
+use super::{ConnectionError, TlsAccess};
 
 /// The secrets as they were read: equal material makes an equal client.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,10 +20,13 @@ pub(super) struct TlsMaterial {
 }
 
 impl TlsMaterial {
-    pub(super) fn read(access: &TlsAccess) -> Result<TlsMaterial, ConnectionError> {
-        let ca = access.ca.as_ref().map(Secret::read).transpose()?;
+    pub(super) async fn read(access: &TlsAccess) -> Result<TlsMaterial, ConnectionError> {
+        let ca = match &access.ca {
+            Some(ca) => Some(ca.read().await?),
+            None => None,
+        };
         let client = match (&access.client_certificate, &access.client_key) {
-            (Some(certificate), Some(key)) => Some((certificate.read()?, key.read()?)),
+            (Some(certificate), Some(key)) => Some((certificate.read().await?, key.read().await?)),
             (None, None) => None,
             _ => return Err(fault("client certificate", "certificate and key must be given together")),
         };

@@ -5,6 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::identity::KnownShard;
+use crate::api::Status;
+use crate::api::plan::Delivery;
+use crate::api::status::ShardStatus;
+use crate::slot::SlotRanges;
 use crate::worker::Checkpoint;
 
 /// What an earlier run of the same migration left.
@@ -18,6 +22,37 @@ pub struct Checkpoints {
     pub shards: BTreeMap<String, Checkpoint>,
     /// Which shards there are, so that each keeps its id through failovers.
     pub known: Vec<KnownShard>,
+}
+
+impl Checkpoints {
+    /// Takes in what an earlier run told, which may have been another process's and later than this one's.
+    pub fn learn(&mut self, told: &Status, delivery: Delivery) {
+        // With exactly once the target itself tells, and its word counts.
+        if delivery == Delivery::AtLeastOnce {
+            self.begun |= !told.shards.is_empty();
+            for shard in &told.shards {
+                let outdated = |own: &Checkpoint| {
+                    own.replication_id != shard.replication_id || own.offset < shard.applied_offset
+                };
+                if self.shards.get(&shard.id).is_some_and(outdated) {
+                    self.shards.remove(&shard.id);
+                }
+            }
+        }
+        let known: Vec<KnownShard> = told.shards.iter().filter_map(|shard| self.known_as(shard)).collect();
+        if !known.is_empty() {
+            self.known = known;
+        }
+    }
+
+    /// `None`: without a cluster there is nothing to recognise it by.
+    fn known_as(&self, shard: &ShardStatus) -> Option<KnownShard> {
+        let slots: SlotRanges = shard.slots.parse().ok()?;
+        let lowest = slots.iter().next()?;
+        let own = self.known.iter().find(|known| known.id == shard.id);
+        let lineage = own.map_or_else(|| lowest.to_string(), |own| own.lineage.clone());
+        Some(KnownShard { id: shard.id.clone(), lineage, slots })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
 mod ending;
+mod live;
 mod preparing;
 mod watching;
 
@@ -11,12 +12,12 @@ use std::time::Instant;
 use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::checkpoints::{self, Checkpoints};
-use super::cutover::{self, Paused};
 use super::degraded;
 use super::identity::KnownShard;
-use super::state::{Shard, State, now};
+use super::state::{Shard, State};
 use super::territory;
 use super::verification::{self, failed, released, settle};
 use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until};
@@ -55,6 +56,8 @@ struct Run {
     setups: Vec<WorkerSetup>,
     restarts: u32,
     drain: watch::Sender<bool>,
+    /// Counts the plans that were adopted while running.
+    adopted: watch::Sender<u64>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
     /// Slots that had been taken over from other shards when everything was compared last.
@@ -65,6 +68,9 @@ struct Run {
 
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
     let mut state = State::new(&plan, observers);
+    if let Some(since) = options.earlier.as_ref().and_then(|earlier| earlier.start_time.clone()) {
+        state.status.start_time = Some(since);
+    }
     state.set(conditions::READY, false, reason::FULL_SYNC, "not in sync yet");
     state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "looking at both sides");
     state.phase(Phase::Preflight, "looking at both sides");
@@ -76,7 +82,10 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     };
     let Prepared { report, setups, known, temporary: _temporary } = match prepared {
         Some(Ok(prepared)) => prepared,
-        Some(Err(MigrationError { reason, message })) => return failed(&mut state, reason, message),
+        Some(Err(MigrationError { reason, message, transient })) => {
+            failed(&mut state, reason, message.clone());
+            return Outcome::Failed { reason, message, transient };
+        }
         None => {
             state.status.message = "stopped before anything was changed".to_owned();
             state.publish();
@@ -132,6 +141,7 @@ impl Run {
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
+            adopted: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
             compared_adoptions: 0,
             settled_resyncs: 0,
@@ -144,7 +154,8 @@ impl Run {
         let (Some(setup), Some(shard)) = (self.setups.get(index), self.shards.get(index)) else { return };
         let (setup, progress) = (setup.clone(), Arc::clone(&shard.progress));
         let asked = self.drain.subscribe();
-        self.workers.spawn(async move { (index, worker::run(setup, progress, asked).await) });
+        let work = async move { (index, worker::run(setup, progress, asked).await) };
+        self.workers.spawn(work.in_current_span());
     }
 
     /// What arrived was damaged: the worker begins anew with a full sync, as often as the policy allows. A
@@ -210,20 +221,25 @@ impl Run {
         self.state.phase(Phase::IncrementalSync, &message);
 
         self.slots_at_rest().await?;
-        if let Some(outcome) = self.verify().await? {
-            return Ok(outcome);
-        }
-        if self.options.until == Until::InSync {
-            self.slots_at_rest().await?;
-            self.nothing_moved()?;
-            self.nothing_refused()?;
-            // Otherwise another run goes on from here to the cutover.
-            if self.plan.cutover.mode == CutoverMode::Never {
-                self.release().await?;
+        loop {
+            let verification = self.plan.verification;
+            if let Some(outcome) = self.verify().await? {
+                return Ok(outcome);
             }
-            return Ok(Outcome::Done);
+            if self.options.until == Until::InSync {
+                self.slots_at_rest().await?;
+                self.nothing_moved()?;
+                self.nothing_refused()?;
+                // Otherwise another run goes on from here to the cutover.
+                if self.plan.cutover.mode == CutoverMode::Never {
+                    self.release().await?;
+                }
+                return Ok(Outcome::Done);
+            }
+            if let Some(outcome) = self.cut_over(verification).await? {
+                return Ok(outcome);
+            }
         }
-        self.cut_over().await
     }
 
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
@@ -276,7 +292,7 @@ impl Run {
             async move { settle(&shards).await }.boxed()
         });
         let input = verification::input(&self.plan, &self.report, &self.shards, hook)
-            .map_err(|MigrationError { reason, message }| Ended::Other { reason, message })?;
+            .map_err(|MigrationError { reason, message, .. }| Ended::Other { reason, message })?;
         let Some(input) = input else { return Ok(None) };
         self.state.phase(Phase::Verifying, "comparing source and target");
         let (_stop, stopped) = watch::channel(false);
@@ -299,87 +315,13 @@ impl Run {
         self.shards.iter().map(|shard| (shard.master(), shard.reader())).collect()
     }
 
-    async fn cut_over(&mut self) -> Result<Outcome, Ended> {
-        let plan = self.plan.cutover;
-        if plan.mode == CutoverMode::Never {
-            return self.follow("in sync; following until stopped").await;
-        }
-        self.nothing_refused()?;
-        self.slots_at_rest().await?;
-        self.nothing_moved()?;
-        if adoptions(&self.shards) > self.compared_adoptions
-            && let Some(outcome) = self.verify().await?
-        {
-            return Ok(outcome);
-        }
-        self.wait_for_low_lag().await?;
-        self.state.set(
-            conditions::CUTOVER_READY,
-            true,
-            reason::INCREMENTAL_SYNC,
-            "lag is within the cutover's limits",
-        );
-        if plan.mode == CutoverMode::Manual && !plan.approved {
-            let message = "in sync; waiting for spec.cutover.approved";
-            self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
-            return self.follow(message).await;
-        }
-        // With the writes still going on, as it takes its time.
-        self.release().await?;
-        self.state.status.cutover.start_time = Some(now());
-        self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
-        let shards = self.shards.clone();
-        let mut result = None;
-        let mut cannot = Vec::new();
-        {
-            let (result, cannot) = (&mut result, &mut cannot);
-            self.until(async move { *result = Some(cutover::drain(&shards, &plan, cannot).await) }).await?;
-        }
-        for why in &cannot {
-            tracing::warn!("{why}; stop the writers yourself before the cutover");
-        }
-        match result {
-            Some(Ok(Paused::Drained { millis })) => {
-                // The last commands may have been refused, too.
-                self.nothing_refused()?;
-                self.nothing_moved()?;
-                self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
-                self.state.status.cutover.completion_time = Some(now());
-                Ok(Outcome::Done)
-            }
-            Some(Ok(Paused::TimedOut)) => Err(Ended::Other {
-                reason: reason::PAUSE_TIMEOUT,
-                message: format!(
-                    "the target did not catch up within {} s of paused writes; writes go on at the source",
-                    plan.pause_timeout_seconds
-                ),
-            }),
-            Some(Ok(Paused::FailedOver { shard, from, to })) => Err(Ended::Other {
-                reason: reason::PAUSE_TIMEOUT,
-                message: format!(
-                    "the master of shard {shard} became {to} while writes to {from} were paused: no cutover, as writes may have gone there"
-                ),
-            }),
-            Some(Err(error)) => {
-                Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
-            }
-            None => Err(Ended::Stop),
-        }
-    }
-
-    /// Until it is stopped. Slots that moved between shards of the source are compared once they have come to rest.
-    async fn follow(&mut self, message: &str) -> Result<Outcome, Ended> {
-        loop {
-            self.state.phase(Phase::IncrementalSync, message);
-            let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
-            self.until(poll_until(move || {
-                adoptions(&shards) > compared && degraded::moved(&shards).is_none()
-            }))
-            .await?;
-            if let Some(outcome) = self.verify().await? {
-                return Ok(outcome);
-            }
-        }
+    /// Until the plan changes. Slots that moved between shards of the source are compared once they have come
+    /// to rest; `Some`: what was found ends the run.
+    async fn follow(&mut self, message: &str) -> Result<Option<Outcome>, Ended> {
+        self.state.phase(Phase::IncrementalSync, message);
+        let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
+        let moved = poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
+        if self.until_changed(moved).await? { self.verify().await } else { Ok(None) }
     }
 
     /// Until every slot of the source is followed where it is served, if waiting can bring that about.
@@ -455,29 +397,6 @@ impl Run {
         );
         self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
         Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
-    }
-
-    async fn wait_for_low_lag(&mut self) -> Result<(), Ended> {
-        let plan = self.plan.cutover;
-        let shards = self.shards.clone();
-        self.state.set(
-            conditions::CUTOVER_READY,
-            false,
-            reason::LAG_ABOVE_THRESHOLD,
-            "waiting for the lag to fall",
-        );
-        self.until(async move {
-            for shard in &shards {
-                let mut numbers = shard.progress.numbers.subscribe();
-                // An error means that the worker is gone: its own result says why.
-                let _ = numbers
-                    .wait_for(|numbers| {
-                        numbers.lag_bytes <= plan.max_lag_bytes && numbers.lag_millis <= plan.max_lag_millis
-                    })
-                    .await;
-            }
-        })
-        .await
     }
 }
 

@@ -1,14 +1,21 @@
 //! What a migration keeps in its target, seen from outside of the workers: is it there, and away with it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::identity::{KnownShard, identify};
-use crate::api::Plan;
+use super::{MigrationError, setup};
+use crate::api::conditions::reason;
+use crate::api::plan::Delivery;
+use crate::api::{Plan, Status};
 use crate::backoff::Backoff;
 use crate::clock::unix_millis;
 use crate::connection::{Address, ConnectionError, Dialer};
+use crate::preflight::PreflightError;
 use crate::resp::Reply;
 use crate::slot::SlotRanges;
+use crate::target::fence::{Fence, Place};
 use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
 use crate::target::recovery;
 use crate::topology::{Role, Topology, TopologyError, discover};
@@ -166,6 +173,55 @@ pub async fn remove<'a>(
         }
     }
     Ok(())
+}
+
+/// As `remove`, from nothing but the last status: after whoever may still write was shut out.
+pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> {
+    if plan.delivery == Delivery::AtLeastOnce {
+        return Ok(());
+    }
+    let dialer = setup::target_dialer(plan);
+    let failed = |error: TopologyError| {
+        let preflight = PreflightError::Topology(error);
+        MigrationError {
+            reason: preflight.reason(),
+            message: preflight.to_string(),
+            transient: preflight.is_transient(),
+        }
+    };
+    let unreachable = |error: String| MigrationError {
+        reason: reason::TARGET_UNREACHABLE,
+        message: error,
+        transient: true,
+    };
+    let target = discover(dialer.access(), &dialer, Role::Target).await.map_err(failed)?;
+    let mut places: Vec<Place> = target
+        .shards
+        .iter()
+        .filter_map(|shard| {
+            let first = if target.is_cluster() { shard.slots.iter().next()? } else { 0 };
+            Some((shard.master.address.clone(), first))
+        })
+        .collect();
+    places.sort_by_key(|place| place.1);
+    let known = known_shards(plan, &dialer, &target).await.map_err(|error| unreachable(error.to_string()))?;
+    let lineages = || {
+        let known = known.iter().map(|shard| shard.lineage.clone());
+        lineages_told(told).into_iter().chain(known).collect::<BTreeSet<_>>()
+    };
+    for lineage in lineages() {
+        let names = KeyNames::new(&plan.uid, &lineage);
+        Fence::claim(names, &dialer, &places).await.map_err(|error| unreachable(error.to_string()))?;
+    }
+    let lineages = lineages();
+    remove(plan, &dialer, lineages.iter().map(String::as_str)).await.map_err(failed)
+}
+
+/// A cluster's shard is named by its lowest slot; without a cluster there is one, named 0.
+fn lineages_told(told: &Status) -> BTreeSet<String> {
+    let lowest = |slots: &str| slots.parse::<SlotRanges>().ok()?.iter().next().map(|slot| slot.to_string());
+    let of_shards = told.shards.iter().map(|shard| lowest(&shard.slots).unwrap_or_else(|| "0".to_owned()));
+    std::iter::once("0".to_owned()).chain(of_shards).collect()
 }
 
 /// Names of the source's shards in keys on the target: the same after a failover, and in another process.

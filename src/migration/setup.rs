@@ -49,8 +49,11 @@ pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, Migr
         exclude_databases: Vec::new(),
         filtered: false,
     };
-    let failed =
-        |error: PreflightError| MigrationError { reason: error.reason(), message: error.to_string() };
+    let failed = |error: PreflightError| MigrationError {
+        reason: error.reason(),
+        message: error.to_string(),
+        transient: error.is_transient(),
+    };
     let not_empty = match preflight::preflight(&input).await {
         Err(error @ PreflightError::TargetNotEmpty { .. }) if plan.delivery == Delivery::ExactlyOnce => error,
         result => return result.map_err(failed),
@@ -73,6 +76,7 @@ pub fn sides(report: &PreflightReport) -> Result<(&SourceReport, &TargetReport),
         _ => Err(MigrationError {
             reason: reason::PREFLIGHT_FAILED,
             message: "preflight looked at one side only: this is a bug".to_owned(),
+            transient: false,
         }),
     }
 }
@@ -129,6 +133,7 @@ pub async fn workers(
         let master = master.ok_or_else(|| MigrationError {
             reason: reason::TARGET_UNREACHABLE,
             message: "the target has no master".to_owned(),
+            transient: true,
         })?;
         match target.topology.kind {
             TopologyKind::Sentinel => TargetShape::Watched(master),
@@ -139,6 +144,7 @@ pub async fn workers(
     let prefer_replica = plan.source.read_from == ReadFrom::PreferReplica;
     let slots: Vec<SlotRanges> = identities.iter().map(|known| known.slots.clone()).collect();
     let watched = watch_source(&source_dialer, &source.topology, &slots, prefer_replica);
+    let lane_limits = LaneLimits::new(plan.limits.pipeline_commands, plan.limits.pipeline_bytes);
     let mut workers = Vec::with_capacity(count);
     for (index, ((identity, source_shard), origin)) in
         identities.iter().zip(watched).zip(&source.origins).enumerate()
@@ -165,7 +171,7 @@ pub async fn workers(
             sole_source: count == 1,
             slots: source.topology.is_cluster().then(|| identity.slots.clone()),
             serves: topology_shard.filter(|_| source.topology.is_cluster()).map(|shard| shard.slots.clone()),
-            lane: LaneLimits { commands: plan.limits.pipeline_commands, bytes: plan.limits.pipeline_bytes },
+            lane: lane_limits.clone(),
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {
                 memory: plan.limits.spool_memory as u64,

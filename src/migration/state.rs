@@ -105,6 +105,16 @@ impl State {
         conditions.set(type_, truth.into(), reason, message, &now());
     }
 
+    /// From here on what is observed answers this plan's spec.
+    pub fn judge_by(&mut self, plan: &Plan) {
+        self.generation = plan.generation;
+        self.status.observed_generation = plan.generation;
+        self.status.verification.mode = plan.verification.mode;
+        for condition in &mut self.status.conditions {
+            condition.observed_generation = Some(plan.generation);
+        }
+    }
+
     pub fn remove(&mut self, type_: &str) {
         Conditions::new(&mut self.status.conditions, self.generation).remove(type_);
     }

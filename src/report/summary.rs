@@ -69,7 +69,7 @@ fn headline(name: &str, outcome: &Outcome, took: Duration) -> String {
     let took = duration(took);
     match outcome {
         Outcome::Done => format!("{name}: done in {took}\n"),
-        Outcome::Failed { .. } => format!("{name}: failed after {took}\n"),
+        Outcome::Failed { .. } | Outcome::Superseded { .. } => format!("{name}: failed after {took}\n"),
         Outcome::Differences { count } => {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             format!("{name}: {} after {took}\n", counted(count, "difference"))

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use crate::connection::{Address, Dialer};
 use crate::slot::SlotRanges;
@@ -80,7 +81,7 @@ pub fn watch_source(
     let asker = Asker::new(dialer, topology, slots, replicas, Arc::clone(&history));
     let (sender, seen) = watch::channel(Seen { shards: asker.shards(), ..Seen::default() });
     let (requests, asked) = mpsc::channel(REQUESTS);
-    tokio::spawn(run(asker, sender, asked));
+    tokio::spawn(run(asker, sender, asked).in_current_span());
     let shared = Arc::new(Shared { seen, requests, history });
     (0..topology.shards.len()).map(|index| SourceShard { index, shared: Arc::clone(&shared) }).collect()
 }

@@ -6,12 +6,15 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use crate::connection::{Address, Connection, Stream};
 use crate::resp::counter::{CounterError, Replies, ReplyCounter};
@@ -38,12 +41,32 @@ pub enum LaneError {
     Surplus { address: Address },
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What may be under way on one connection. Clones share the numbers, which may change while lanes run.
+#[derive(Clone, Debug)]
 pub struct LaneLimits {
+    commands: Arc<AtomicUsize>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl LaneLimits {
+    pub fn new(commands: usize, bytes: usize) -> Self {
+        Self { commands: Arc::new(commands.into()), bytes: Arc::new(bytes.into()) }
+    }
+
+    pub fn set(&self, commands: usize, bytes: usize) {
+        self.commands.store(commands, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
     /// Unanswered commands on the connection; one batch may pass it.
-    pub commands: usize,
+    pub fn commands(&self) -> usize {
+        self.commands.load(Ordering::Relaxed)
+    }
+
     /// Unanswered bytes on the connection; one batch may pass it.
-    pub bytes: usize,
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
 }
 
 /// Commands that are sent and acknowledged together.
@@ -113,14 +136,16 @@ impl Lane {
     ) -> Self {
         let address = connection.address().clone();
         let (batches, incoming) = mpsc::channel(QUEUED_BATCHES);
-        let task = tokio::spawn(async move {
+        let task = async move {
             let address = connection.address().clone();
             let mut pipeline = Pipeline::new(index, limits, reports.clone());
             if let Err(error) = pipeline.run(connection, incoming, &address).await {
                 // Nobody listens any more when the applier is gone; then nothing is left to tell.
                 let _ = reports.send(LaneReport::Lost { lane: index, error }).await;
             }
-        });
+        };
+        // In a process with many migrations the span tells whose lines these are.
+        let task = tokio::spawn(task.in_current_span());
         Self { address, batches, task }
     }
 
@@ -256,8 +281,8 @@ impl Pipeline {
     fn has_room(&self) -> bool {
         self.queue.is_empty()
             || (self.queue.len() < MOST_BATCHES
-                && self.unanswered_commands < self.limits.commands
-                && self.unanswered_bytes < self.limits.bytes)
+                && self.unanswered_commands < self.limits.commands()
+                && self.unanswered_bytes < self.limits.bytes())
     }
 
     fn take(&mut self, batch: Batch) {

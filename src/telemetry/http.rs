@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::{Observed, StatusLine, metrics};
+use super::{ObservedSet, StatusLine, metrics};
 use crate::api::status::Phase;
 
 /// Where `--listen` points when it is not given.
@@ -47,34 +47,59 @@ impl Endpoints {
     }
 
     /// Serves until `stop` changes or its sender is gone.
-    pub async fn serve(
-        self,
-        migrations: Vec<Observed>,
-        mut stop: watch::Receiver<bool>,
-    ) -> Result<(), HttpError> {
+    pub async fn serve(self, migrations: ObservedSet, stop: watch::Receiver<bool>) -> Result<(), HttpError> {
+        let shown = Shown::new(migrations);
+        self.serve_shown(shown, stop).await
+    }
+
+    /// As `serve`, with what else there is to show.
+    pub async fn serve_shown(self, shown: Shown, mut stop: watch::Receiver<bool>) -> Result<(), HttpError> {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        axum::serve(self.listener, router(migrations))
+        axum::serve(self.listener, router(shown))
             .with_graceful_shutdown(stopped)
             .await
             .map_err(HttpError::Serve)
     }
 }
 
-struct Shown {
-    migrations: Vec<Observed>,
-    registry: Registry,
+/// Why a probe fails.
+pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the endpoints show.
+pub struct Shown {
+    migrations: ObservedSet,
+    pub registry: Registry,
+    pub healthy: Probe,
+    pub ready: Probe,
 }
 
-fn router(migrations: Vec<Observed>) -> Router {
-    let registry = metrics::registry(migrations.clone());
+impl Shown {
+    /// Healthy while it answers; ready once preflight of all is over, and for as long as nothing has failed.
+    pub fn new(migrations: ObservedSet) -> Self {
+        let registry = metrics::registry(migrations.clone());
+        let of = migrations.clone();
+        let ready = move || {
+            let unready = of.list().into_iter().find_map(|migration| match migration.status.borrow().phase {
+                phase @ (Phase::Pending | Phase::Preflight | Phase::Failed) => {
+                    Some((migration.name.clone(), phase))
+                }
+                _ => None,
+            });
+            unready.map_or(Ok(()), |(name, phase)| Err(format!("{name}: {}", phase.as_str())))
+        };
+        Self { migrations, registry, healthy: Box::new(|| Ok(())), ready: Box::new(ready) }
+    }
+}
+
+fn router(shown: Shown) -> Router {
     Router::new()
         .route("/metrics", get(prometheus))
         .route("/metric", get(statuses))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .with_state(Arc::new(Shown { migrations, registry }))
+        .route("/healthz", get(async |State(shown): State<Arc<Shown>>| probed((shown.healthy)())))
+        .route("/readyz", get(async |State(shown): State<Arc<Shown>>| probed((shown.ready)())))
+        .with_state(Arc::new(shown))
 }
 
 async fn prometheus(State(shown): State<Arc<Shown>>) -> Response {
@@ -92,6 +117,7 @@ async fn prometheus(State(shown): State<Arc<Shown>>) -> Response {
 async fn statuses(State(shown): State<Arc<Shown>>) -> Response {
     let lines: Vec<String> = shown
         .migrations
+        .list()
         .iter()
         .map(|migration| {
             let status = migration.status.borrow();
@@ -101,17 +127,10 @@ async fn statuses(State(shown): State<Arc<Shown>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], format!("[{}]\n", lines.join(","))).into_response()
 }
 
-/// Ready once preflight is over and for as long as nothing has failed.
-async fn ready(State(shown): State<Arc<Shown>>) -> Response {
-    let unready = shown.migrations.iter().find_map(|migration| match migration.status.borrow().phase {
-        phase @ (Phase::Pending | Phase::Preflight | Phase::Failed) => Some((&migration.name, phase)),
-        _ => None,
-    });
-    match unready {
-        Some((name, phase)) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{name}: {}\n", phase.as_str())).into_response()
-        }
-        None => "ok\n".into_response(),
+fn probed(result: Result<(), String>) -> Response {
+    match result {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response(),
     }
 }
 
@@ -119,7 +138,7 @@ async fn ready(State(shown): State<Arc<Shown>>) -> Response {
 mod tests {
     use super::*;
     use crate::api::status::{ShardStatus, Status};
-    use crate::telemetry::{EngineGauges, ShardGauges};
+    use crate::telemetry::{EngineGauges, Observed, ShardGauges};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn fetch(address: SocketAddr, path: &str) -> String {
@@ -156,7 +175,7 @@ mod tests {
         let address = endpoints.address();
         assert_ne!(address.port(), 0);
         let (stop, stop_seen) = watch::channel(false);
-        let server = tokio::spawn(endpoints.serve(vec![observed], stop_seen));
+        let server = tokio::spawn(endpoints.serve(observed.into(), stop_seen));
 
         assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let unready = fetch(address, "/readyz").await;

@@ -24,7 +24,7 @@ pub fn init(format: LogFormat, default_level: &str, live: Option<MultiProgress>)
     // Fails only when a logger is there already, as in tests; that one then serves.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
     };
 }
 

@@ -10,18 +10,18 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{EngineGauges, Observed, ShardGauges};
+use super::{EngineGauges, Observed, ObservedSet, ShardGauges};
 use crate::api::status::{Phase, ShardStatus, Status};
 
 /// A registry whose scrape shows the migrations as they are at that moment.
-pub fn registry(migrations: Vec<Observed>) -> Registry {
+pub fn registry(migrations: ObservedSet) -> Registry {
     let mut registry = Registry::with_prefix("redis_migration");
     registry.register_collector(Box::new(Migrations(migrations)));
     registry
 }
 
 #[derive(Debug)]
-struct Migrations(Vec<Observed>);
+struct Migrations(ObservedSet);
 
 /// One migration's values, held still for the length of a scrape.
 struct Snapshot<'a> {
@@ -95,7 +95,8 @@ const GAUGE_METRICS: &[OfGauges] = &[
 
 impl Collector for Migrations {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let snapshots: Vec<Snapshot<'_>> = self.0.iter().map(Snapshot::of).collect();
+        let migrations = self.0.list();
+        let snapshots: Vec<Snapshot<'_>> = migrations.iter().map(Snapshot::of).collect();
         phases(&mut encoder, &snapshots)?;
         for (name, help, kind, value) in STATUS_METRICS {
             let mut family = encoder.encode_descriptor(name, help, None, *kind)?;

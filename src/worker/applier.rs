@@ -192,7 +192,7 @@ impl Applier {
             keys_total: 0,
             commands: 0,
         };
-        let mut outbox = Outbox::new(setup.lane.commands);
+        let mut outbox = Outbox::new(setup.lane.commands());
         outbox.kept = keeper
             .as_ref()
             .map(|keeper| Kept::new(keeper.fence.names().clone(), keeper.fence.epoch(), keeper.history));

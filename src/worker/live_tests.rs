@@ -56,7 +56,7 @@ impl Pair {
             sole_source: true,
             slots: None,
             serves: None,
-            lane: LaneLimits { commands: 64, bytes: 64 << 10 },
+            lane: LaneLimits::new(64, 64 << 10),
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {
                 memory: 1 << 20,
@@ -136,9 +136,9 @@ async fn lost_lanes_lose_nothing_from_the_snapshot_to_the_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_replayed_does_not_win_over_the_stream() {
     let pair = Pair::start();
-    let mut setup = pair.setup();
+    let setup = pair.setup();
     // One command at a time, so that there is time to cut in.
-    setup.lane.commands = 1;
+    setup.lane.set(1, 64 << 10);
     let folder = pair.folder.path().join("spool");
     let (mut writer, reader) = spool(SpoolLimits { memory: 1 << 20, disk: 0, retain: 0, folder });
     let mut rdb = b"REDIS0009\xfe\x00".to_vec();

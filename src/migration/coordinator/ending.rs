@@ -110,6 +110,10 @@ impl Run {
                 self.state.publish();
                 Outcome::Stopped
             }
+            Err(Ended::Worker(WorkerError::Fenced(message))) => {
+                failed(&mut self.state, reason::ABORTED, message.clone());
+                Outcome::Superseded { message }
+            }
             Err(Ended::Worker(error)) => {
                 let (reason, mut message) = (reason_of(&error), error.to_string());
                 if matches!(error, WorkerError::KeyExists { .. })

@@ -26,13 +26,17 @@ pub(super) async fn prepare(
     options: &RunOptions,
     state: &mut State,
 ) -> Result<Prepared, MigrationError> {
-    let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
+    let impossible =
+        |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message, transient: false };
     let mut earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
         }
         None => Checkpoints::default(),
     };
+    if let Some(told) = &options.earlier {
+        earlier.learn(told, plan.delivery);
+    }
     let report = setup::preflight(plan, !earlier.begun).await.inspect_err(|error| {
         state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
     })?;

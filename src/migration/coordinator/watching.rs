@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ended, Run};
+use super::{Ended, Run, live};
 use crate::api::conditions::{self, reason};
 use crate::migration::StopRequest;
 use crate::migration::degraded;
@@ -25,12 +25,14 @@ impl Run {
     ) -> Result<(), Ended> {
         let mut job = std::pin::pin!(job);
         let mut stop = self.options.stop.clone();
+        let mut plans = self.options.plans.clone();
         let mut tick = tokio::time::interval(GATHER);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = &mut job => return Ok(()),
                 Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
+                plan = live::newer(&mut plans, &self.plan) => self.adopt(plan),
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok((_, Ok(_))) => return Err(Ended::Stop),
                     Ok((index, Err(failed))) => self.start_again(index, failed)?,

@@ -109,7 +109,7 @@ impl Applier {
     }
 
     fn start_lane(&mut self, index: usize, connection: Connection) {
-        let lane = Lane::start(index, connection, self.setup.lane, self.outbox.reporter.clone());
+        let lane = Lane::start(index, connection, self.setup.lane.clone(), self.outbox.reporter.clone());
         self.outbox.set_lane(index, lane);
     }
 

@@ -127,11 +127,10 @@ impl Validation<'_> {
 
     fn secret(&mut self, path: &str, reference: &SecretKeyRef) -> Option<Secret> {
         let SecretKeyRef { name, key } = reference;
-        let found = self.secrets.find(name, key);
+        let found = self.secrets.find(path, name, key);
         if found.is_none() {
-            let message = format!(
-                "secret \"{name}\" with key \"{key}\" not found; allowed: a Secret document in the file, or the file {name}/{key} under --secrets"
-            );
+            let allowed = self.secrets.allowed(name, key);
+            let message = format!("secret \"{name}\" with key \"{key}\" not found; allowed: {allowed}");
             self.faults.push(SpecFault { path: path.to_owned(), message, secret_missing: true });
         }
         found

@@ -1,0 +1,161 @@
+//! The operator when the control plane fails, and when there is much to do: each test has a control plane of
+//! its own.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use e2e::compare::wait_equal;
+use e2e::controlplane::Part;
+use e2e::load::{Load, Writer};
+use e2e::scenario::PATIENCE;
+use e2e::{ControlPlane, Manifest, Migration, Operator, Options, Server, Version, args, wait_until};
+use serde_json::{Value, json};
+
+const VERSION: Version = Version::REDIS_7_0;
+const AWAY: Duration = Duration::from_secs(60);
+
+#[test]
+fn data_flow_on_while_the_api_server_is_away() -> Result<()> {
+    let mut plane = ControlPlane::start()?;
+    plane.install_definition()?;
+    plane.namespace("away", &[])?;
+    let source = Options::new(VERSION).with("repl-backlog-size", "64mb").start()?;
+    let target = Server::start(VERSION)?;
+    let operators = [Operator::start(&plane, "away", "a")?, Operator::start(&plane, "away", "b")?];
+    let writer = Writer::start(&source.endpoint(), Load::default())?;
+    let manifest =
+        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Manual");
+    let migration = Migration::apply(&plane, "away", "orders", &manifest)?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    let holder = migration.holder()?;
+    migration.seen()?;
+    drop(migration);
+
+    plane.kill(Part::ApiServer);
+    let began = Instant::now();
+    let mut rounds = 0;
+    while began.elapsed() < AWAY {
+        rounds += 1;
+        let round = rounds.to_string();
+        source.conn()?.run(args!["SET", "probe", &round])?;
+        wait_until("the probe on the target", Duration::from_secs(20), || {
+            let found = target.conn()?.text(args!["GET", "probe"]).ok();
+            Ok((found.as_deref() == Some(round.as_str())).then_some(()))
+        })?;
+        writer.wait_more(100, PATIENCE)?;
+    }
+    plane.restart(Part::ApiServer)?;
+
+    let applied = writer.stop()?;
+    let _ = applied;
+    let migration = Migration::attach(&plane, "away", "orders")?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    let offset = source.conn()?.info("replication", "master_repl_offset")?.context("no offset")?;
+    let offset: i64 = offset.parse()?;
+    migration.wait_for("a status that has caught up", PATIENCE, |status| {
+        // PINGs come behind it.
+        status["shards"][0]["appliedOffset"].as_i64().unwrap_or(0) + 10_000 > offset
+    })?;
+    migration.approve()?;
+    // Nobody took over what nobody had lost.
+    assert_eq!(migration.holder()?, holder);
+    let stat = |field| Ok::<_, anyhow::Error>(source.conn()?.info("stats", field)?.unwrap_or_default());
+    assert_eq!((stat("sync_full")?, stat("sync_partial_ok")?), ("1".to_owned(), "0".to_owned()));
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    for operator in &operators {
+        assert!(operator.get("/healthz")?.0, "{}", operator.get("/healthz")?.1);
+    }
+    migration.seen().map(drop)
+}
+
+#[test]
+fn etcd_starts_again() -> Result<()> {
+    let mut plane = ControlPlane::start()?;
+    plane.install_definition()?;
+    plane.namespace("etcd", &[])?;
+    let (source, target) = (Server::start(VERSION)?, Server::start(VERSION)?);
+    source.conn()?.run(args!["SET", "a", "1"])?;
+    let _operator = Operator::start(&plane, "etcd", "a")?;
+    let manifest =
+        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Manual");
+    let migration = Migration::apply(&plane, "etcd", "orders", &manifest)?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    drop(migration);
+    plane.kill(Part::Etcd);
+    plane.restart(Part::Etcd)?;
+    let migration = Migration::attach(&plane, "etcd", "orders")?;
+    wait_until("the approval", PATIENCE, || migration.approve().map(Some))?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE).map(drop)
+}
+
+/// All requests so far that are about migrations, however they ended.
+fn requests(plane: &ControlPlane) -> Result<f64> {
+    let text = plane.api().get("/metrics")?.text;
+    let ours =
+        ["redismigrations", "leases", "events", "secrets"].map(|resource| format!("resource=\"{resource}\""));
+    let lines = text.lines().filter(|line| {
+        line.starts_with("apiserver_request_total{") && ours.iter().any(|resource| line.contains(resource))
+    });
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+#[test]
+fn two_hundred_at_once_and_then_idle() -> Result<()> {
+    const COUNT: usize = 200;
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let plane = ControlPlane::start()?;
+    plane.install_definition()?;
+    plane.namespace("many", &[])?;
+    let source = Server::start(VERSION)?;
+    let target = Options::new(VERSION).with("databases", "256").start()?;
+    for key in 0..10 {
+        source.conn()?.run(args!["SET", key.to_string(), "value"])?;
+    }
+    let operators = [Operator::start(&plane, "many", "a")?, Operator::start(&plane, "many", "b")?];
+    let documents: Vec<String> = (0..COUNT)
+        .map(|number| {
+            Manifest::between(&source.endpoint(), &target.endpoint())
+                .set("/metadata/name", format!("m{number}"))
+                .set("/metadata/namespace", "many")
+                .set("/spec/databaseMap", json!({"0": number + 1}))
+                .set("/spec/target/existingKeys", "Replace")
+                .set("/spec/verification/mode", "Off")
+                .document
+                .to_string()
+        })
+        .collect();
+    plane.apply(&documents.join("\n---\n"))?;
+    let list = || -> Result<Vec<Value>> {
+        let path = "/apis/redis-migration.io/v1alpha1/namespaces/many/redismigrations";
+        let list = plane.api().get(path)?.expect(&[200])?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    };
+    wait_until("all in sync", PATIENCE, || {
+        let in_sync =
+            |object: &&Value| e2e::tool::condition(&object["status"], "InSync").as_deref() == Some("True");
+        let count = list()?.iter().filter(in_sync).count();
+        anyhow::ensure!(count == COUNT, "{count} of {COUNT}");
+        Ok(Some(()))
+    })?;
+    for object in list()? {
+        e2e::operator::obeys_kstatus(&object)?;
+    }
+    let held = |operator: &Operator| -> Result<usize> {
+        let metrics = operator.get("/metrics")?.1;
+        let line = metrics.lines().find(|line| line.starts_with("redis_migration_operator_held_migrations"));
+        Ok(line.and_then(|line| line.rsplit(' ').next()).context("no such metric")?.parse()?)
+    };
+    let shares = [held(&operators[0])?, held(&operators[1])?];
+    println!("shares {shares:?}");
+    assert!(shares.iter().all(|share| *share >= COUNT / 4), "{shares:?}");
+    // What was under way is written 5 s later at the latest; then a measured while.
+    let settled = Instant::now();
+    wait_until("rest", PATIENCE, || Ok((settled.elapsed() > Duration::from_secs(12)).then_some(())))?;
+    let (before, began) = (requests(&plane)?, Instant::now());
+    wait_until("a while", PATIENCE, || Ok((began.elapsed() > Duration::from_secs(30)).then_some(())))?;
+    let rate = (requests(&plane)? - before) / began.elapsed().as_secs_f64();
+    println!("{rate:.2} requests a second with {COUNT} idle migrations");
+    assert!(rate < 5.0, "{rate} requests a second");
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! What every reconcile shares.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Client, ResourceExt};
+use tokio::sync::mpsc;
+
+use super::api::{Target, has_finalizer};
+use super::claims::Claims;
+use super::decide::{Recorded, Situation};
+use super::health::Health;
+use super::members::Members;
+use super::runs::Runs;
+use super::writer::Writer;
+use crate::api::{Phase, RedisMigration, Status};
+
+/// Requests to reconcile that wait for their turn; whoever asks for more waits, too.
+pub const QUEUE: usize = 1024;
+
+pub type Trigger = mpsc::Sender<ObjectRef<RedisMigration>>;
+
+pub struct Context {
+    pub client: Client,
+    pub members: Members,
+    pub claims: Claims,
+    pub runs: Arc<Runs>,
+    pub health: Arc<Health>,
+    pub data_dir: Option<PathBuf>,
+    recorder: Recorder,
+    /// By namespace; one without a name serves all.
+    triggers: HashMap<Option<String>, Trigger>,
+    /// Generations that this process has judged and has nothing to do for, by uid.
+    parked: Mutex<HashMap<String, i64>>,
+    /// Since when nobody has held what we leave to others.
+    free_since: Mutex<HashMap<String, Instant>>,
+    leaving: AtomicBool,
+}
+
+impl Context {
+    pub fn new(
+        client: Client,
+        identity: String,
+        namespace: String,
+        data_dir: Option<PathBuf>,
+        runs: Runs,
+        health: Arc<Health>,
+        triggers: HashMap<Option<String>, Trigger>,
+    ) -> Self {
+        let reporter = Reporter {
+            controller: "redis-migration.io/operator".to_owned(),
+            instance: Some(identity.clone()),
+        };
+        Self {
+            members: Members::new(client.clone(), identity.clone(), namespace),
+            claims: Claims::new(client.clone(), identity),
+            runs: Arc::new(runs),
+            health,
+            data_dir,
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            triggers,
+            parked: Mutex::default(),
+            free_since: Mutex::default(),
+            leaving: AtomicBool::new(false),
+        }
+    }
+
+    pub fn situation(&self, object: &RedisMigration) -> Situation {
+        let uid = object.uid().unwrap_or_default();
+        let generation = generation(object);
+        let status = object.status.as_ref();
+        let finished = status.is_some_and(super::status::is_finished);
+        let completed = status.is_some_and(|status| status.phase == Phase::Completed);
+        Situation {
+            deleting: object.metadata.deletion_timestamp.is_some(),
+            finalizer: has_finalizer(object),
+            suspend: object.spec.suspend,
+            recorded: match (finished, completed) {
+                (true, true) => Recorded::Completed,
+                (true, false) => Recorded::Failed,
+                (false, _) => Recorded::Nothing,
+            },
+            kept: status.is_some_and(|status| !status.shards.is_empty()),
+            observed: status.is_some_and(|status| status.observed_generation == generation),
+            parked: self.parked.lock().unwrap_or_else(PoisonError::into_inner).get(&uid) == Some(&generation),
+            claim: self.claims.of(&uid, |identity| self.members.is_gone(identity)),
+            run: self.runs.view(&uid, generation),
+        }
+    }
+
+    pub fn writer(&self, object: &RedisMigration, before: Option<&Status>) -> Writer {
+        Writer::new(self.client.clone(), self.recorder.clone(), Target::of(object), before)
+    }
+
+    pub fn park(&self, object: &RedisMigration) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        parked.insert(object.uid().unwrap_or_default(), generation(object));
+    }
+
+    /// How long nobody has held it, as far as we know.
+    pub fn free_for(&self, uid: &str) -> std::time::Duration {
+        let mut free = self.free_since.lock().unwrap_or_else(PoisonError::into_inner);
+        free.entry(uid.to_owned()).or_insert_with(Instant::now).elapsed()
+    }
+
+    pub fn not_free(&self, uid: &str) {
+        self.free_since.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// The object is no more.
+    pub fn forget(&self, uid: &str) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.not_free(uid);
+        self.claims.forget(uid);
+        self.runs.forget(uid);
+    }
+
+    /// Has the object looked at soon.
+    pub async fn trigger(&self, target: &Target) {
+        if let Some(trigger) = self.trigger_of(&target.namespace) {
+            let object = ObjectRef::new(&target.name).within(&target.namespace);
+            // An error means that the operator ends.
+            let _ = trigger.send(object).await;
+        }
+    }
+
+    pub fn trigger_of(&self, namespace: &str) -> Option<&Trigger> {
+        self.triggers.get(&Some(namespace.to_owned())).or_else(|| self.triggers.get(&None))
+    }
+
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+}
+
+pub fn generation(object: &RedisMigration) -> i64 {
+    object.metadata.generation.unwrap_or_default()
+}

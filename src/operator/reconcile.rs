@@ -1,0 +1,426 @@
+//! One object, step by step, until there is nothing left to do for now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use thiserror::Error;
+
+use super::api::{ApiError, Target, fresh, set_finalizer, shown};
+use super::claims::Claimed;
+use super::context::{Context, generation};
+use super::decide::{Run, Step, Why, decide};
+use super::members::modesty;
+use super::runs::{Ended, Start, by};
+use super::secrets::Secrets;
+use super::status::{Told, is_finished, is_transient};
+use crate::api::conditions::{self, is_true, reason};
+use crate::api::plan::{SpecFault, validate};
+use crate::api::{Phase, Plan, RedisMigration, Status};
+use crate::migration::{self, MigrationError, Outcome};
+
+/// Far more than any object needs at once.
+const STEPS_MAX: usize = 20;
+/// Removing what is kept in a target that may be gone, too.
+const CLEAN_UP_MAX: Duration = Duration::from_secs(30);
+const CLEAN_UP_AGAIN: Duration = Duration::from_secs(2);
+/// Asking the sources what their backlogs hold.
+const BACKLOG_MAX: Duration = Duration::from_secs(5);
+/// A Lease that was deleted while somebody holds on to it.
+const LEFT_TO_HOLDER: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// Where a step leads.
+enum Next {
+    Again(Box<RedisMigration>),
+    Rest(Action),
+}
+
+pub async fn reconcile(object: Arc<RedisMigration>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    if object.uid().is_none() || context.is_leaving() {
+        return Ok(Action::await_change());
+    }
+    if !context.members.is_synced() || !context.health.leases_listed() {
+        return Ok(Action::requeue(SOON));
+    }
+    let mut object = Box::new(RedisMigration::clone(&object));
+    for _ in 0..STEPS_MAX {
+        let step = decide(&context.situation(&object));
+        tracing::debug!(migration = %shown(&object), ?step);
+        match context.act(step, object).await? {
+            Next::Again(now) => object = now,
+            Next::Rest(action) => return Ok(action),
+        }
+        if context.is_leaving() {
+            return Ok(Action::await_change());
+        }
+    }
+    tracing::warn!(migration = %shown(&object), "reconciling does not come to rest");
+    Ok(Action::requeue(Duration::from_secs(10)))
+}
+
+impl Context {
+    async fn act(self: &Arc<Self>, step: Step, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let uid = object.uid().unwrap_or_default();
+        match step {
+            Step::Wait => {
+                self.not_free(&uid);
+                let rest = self.runs.waits(&uid).map_or_else(Action::await_change, Action::requeue);
+                Ok(Next::Rest(rest))
+            }
+            Step::Claim => self.claim(object).await,
+            Step::Release => {
+                self.claims.release(&Target::of(&object)).await?;
+                Ok(Next::Rest(Action::await_change()))
+            }
+            Step::Start => self.start(object).await,
+            Step::Update => self.update(object).await,
+            Step::Stop(why) => {
+                tracing::info!(migration = %shown(&object), ?why, "stopping");
+                self.runs.stop(&uid, why);
+                Ok(Next::Rest(Action::await_change()))
+            }
+            Step::Forget => {
+                let mut object = object;
+                if let Some(ended) = self.runs.ended(&uid) {
+                    object.status = Some(self.merged(&object, ended.status));
+                }
+                self.runs.forget(&uid);
+                Ok(Next::Again(object))
+            }
+            Step::PutOff => self.run_put_off(object).await,
+            Step::Conclude => self.conclude(object).await,
+            Step::ShowSuspended => self.show_suspended(object).await,
+            Step::CleanUp => self.clean_up(object).await,
+            Step::DropFinalizer => self.drop_finalizer(object).await,
+            Step::Acknowledge => {
+                let before = object.status.clone().unwrap_or_default();
+                let status = self.told(&object, &before).same();
+                self.write(object, status).await
+            }
+        }
+    }
+
+    async fn drop_finalizer(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let Some(object) = fresh(&self.client, &object).await? else {
+            return Ok(Next::Rest(Action::await_change()));
+        };
+        if decide(&self.situation(&object)) != Step::DropFinalizer {
+            return Ok(Next::Again(Box::new(object)));
+        }
+        Ok(match gone(set_finalizer(&self.client, &object, false).await)? {
+            Some(object) => Next::Again(Box::new(object)),
+            None => Next::Rest(Action::await_change()),
+        })
+    }
+
+    async fn claim(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let target = Target::of(&object);
+        let running = matches!(self.runs.view(&target.uid, generation(&object)), Run::Running { .. });
+        let (held, all) = self.claims.count();
+        let mut wait = modesty(held, all + 1, self.members.alive());
+        let works = |status: &Status| {
+            !status.shards.is_empty() && !is_finished(status) && status.phase != Phase::Suspended
+        };
+        if object.status.as_ref().is_some_and(works) && self.claims.is_missing(&target.uid) {
+            // Whoever works on it makes it anew at once.
+            wait = wait.max(LEFT_TO_HOLDER);
+        }
+        let left = wait.saturating_sub(self.free_for(&target.uid));
+        if !running && !left.is_zero() {
+            return Ok(Next::Rest(Action::requeue(left)));
+        }
+        match self.claims.claim(&object).await? {
+            Claimed::Missed => Ok(Next::Rest(Action::requeue(SOON))),
+            Claimed::Ours => {
+                self.not_free(&target.uid);
+                tracing::info!(migration = %shown(&object), "claimed");
+                // What the watch has told may be older than what the last holder wrote.
+                match fresh(&self.client, &object).await? {
+                    Some(now) => Ok(Next::Again(Box::new(now))),
+                    None => {
+                        self.claims.release(&target).await?;
+                        Ok(Next::Rest(Action::await_change()))
+                    }
+                }
+            }
+        }
+    }
+
+    async fn start(self: &Arc<Self>, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let Some(object) = fresh(&self.client, &object).await? else {
+            return Ok(Next::Rest(Action::await_change()));
+        };
+        if decide(&self.situation(&object)) != Step::Start {
+            return Ok(Next::Again(Box::new(object)));
+        }
+        let resolved = match self.resolve(&object, &Secrets::default()).await {
+            // As good as missing, until somebody grants it.
+            Err(ReconcileError::Api(error)) if error.code() == Some(403) => {
+                let object = Box::new(object);
+                return self.put_off(object, reason::SECRET_NOT_FOUND, &error.to_string(), false).await;
+            }
+            resolved => resolved?,
+        };
+        let (plan, secrets) = match resolved {
+            Ok(resolved) => resolved,
+            Err(faults) if faults.iter().all(|fault| fault.secret_missing) => {
+                return self
+                    .put_off(Box::new(object), reason::SECRET_NOT_FOUND, &lines(&faults), false)
+                    .await;
+            }
+            Err(faults) => {
+                let before = object.status.clone().unwrap_or_default();
+                let status = self.told(&object, &before).invalid(&lines(&faults));
+                self.park(&object);
+                return self.write(Box::new(object), status).await;
+            }
+        };
+        let object = match super::api::has_finalizer(&object) {
+            true => object,
+            false => match gone(set_finalizer(&self.client, &object, true).await)? {
+                Some(object) => object,
+                None => return Ok(Next::Rest(Action::await_change())),
+            },
+        };
+        let target = Target::of(&object);
+        let writer = self.writer(&object, object.status.as_ref());
+        tracing::info!(migration = %shown(&object), generation = plan.generation, "starting");
+        let start = Start {
+            target: target.clone(),
+            plan: Arc::new(plan),
+            secrets,
+            data_dir: self.data_dir.clone(),
+            earlier: object.status.clone(),
+            writer,
+            identity: self.members.identity.clone(),
+        };
+        let context = Arc::clone(self);
+        self.runs.start(start, move || {
+            tokio::spawn(async move { context.trigger(&target).await });
+        });
+        Ok(Next::Rest(Action::await_change()))
+    }
+
+    /// The plan and the Secrets behind it, or what is wrong with the spec.
+    async fn resolve(
+        &self,
+        object: &RedisMigration,
+        earlier: &Secrets,
+    ) -> Result<Result<(Plan, Secrets), Vec<SpecFault>>, ReconcileError> {
+        let namespace = object.namespace().unwrap_or_default();
+        let secrets = Secrets::look_up(&self.client, &namespace, &object.spec, earlier).await?;
+        // Whether to suspend is decided here; a run knows nothing of it.
+        let mut asked = object.clone();
+        asked.spec.suspend = false;
+        Ok(validate(&asked, &secrets.store()).map(|plan| (plan, secrets)))
+    }
+
+    async fn update(self: &Arc<Self>, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let uid = object.uid().unwrap_or_default();
+        match self.resolve(&object, &self.runs.secrets(&uid)).await? {
+            Ok((plan, secrets)) => {
+                if !self.runs.update(&uid, &Arc::new(plan), secrets) {
+                    tracing::info!(migration = %shown(&object), "what was changed takes another run");
+                    self.runs.stop(&uid, Why::Suspended);
+                }
+            }
+            Err(faults) => self.runs.reject(&uid, generation(&object), lines(&faults)),
+        }
+        Ok(Next::Rest(Action::await_change()))
+    }
+
+    async fn run_put_off(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let uid = object.uid().unwrap_or_default();
+        let Some(Ended { outcome, status, .. }) = self.runs.ended(&uid) else {
+            return Ok(Next::Again(object));
+        };
+        let (reason, message) = match outcome {
+            Outcome::Failed { reason, message, .. } => (reason, message),
+            Outcome::Superseded { message } => {
+                // Most likely the Lease goes, too; what is true of the migration its new holder says.
+                tracing::warn!(migration = %shown(&object), message, "shut out");
+                let (_, wait) = self.runs.put_off(&Target::of(&object), generation(&object), true);
+                return Ok(Next::Rest(Action::requeue(wait)));
+            }
+            Outcome::Done | Outcome::Differences { .. } | Outcome::Stopped => return Ok(Next::Again(object)),
+        };
+        let mut object = object;
+        let followed = is_true(&status.conditions, conditions::FULL_SYNCED);
+        object.status = Some(self.merged(&object, status));
+        self.put_off(object, reason, &message, followed).await
+    }
+
+    /// Tries again later, or gives up after `progressDeadlineSeconds`. `afresh`: there was progress meanwhile.
+    async fn put_off(
+        &self,
+        object: Box<RedisMigration>,
+        reason: &str,
+        message: &str,
+        afresh: bool,
+    ) -> Result<Next, ReconcileError> {
+        let target = Target::of(&object);
+        let (attempts, wait) = self.runs.put_off(&target, generation(&object), afresh);
+        let before = object.status.clone().unwrap_or_default();
+        let told = self.told(&object, &before);
+        let deadline =
+            u64::try_from(object.spec.failure_policy.progress_deadline_seconds).unwrap_or_default();
+        let late = deadline > 0 && attempts.since.elapsed() > Duration::from_secs(deadline);
+        let status = if late {
+            self.runs.forget(&target.uid);
+            told.failed(reason::DEADLINE_EXCEEDED, &format!("not for {deadline} s: {message}"))
+        } else {
+            told.waiting(reason, message)
+        };
+        let next = self.write(object, status).await?;
+        Ok(if late { next } else { Next::Rest(Action::requeue(wait)) })
+    }
+
+    async fn conclude(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let uid = object.uid().unwrap_or_default();
+        let Some(Ended { status, writer, .. }) = self.runs.ended(&uid) else {
+            return Ok(Next::Again(object));
+        };
+        let mut object = object;
+        let mut status = by(status, &self.members.identity);
+        if status.observed_generation != generation(&object) && status.phase == Phase::Completed {
+            // Changed at the last moment: what is done is done.
+            status = self.told(&object, &status).same();
+        }
+        if let Err(error) = writer.lock().await.write(status.clone()).await
+            && !error.is_not_found()
+        {
+            return Err(error.into());
+        }
+        self.runs.forget(&uid);
+        object.status = Some(status);
+        Ok(Next::Again(object))
+    }
+
+    /// Before we leave: an outcome that nobody else can know.
+    pub async fn tell_outcome(&self, uid: &str) -> Result<(), ApiError> {
+        let Some(Ended { outcome: Outcome::Done, status, writer }) = self.runs.ended(uid) else {
+            return Ok(());
+        };
+        writer.lock().await.write(by(status, &self.members.identity)).await
+    }
+
+    async fn show_suspended(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        let before = object.status.clone().unwrap_or_default();
+        let mut message = "suspended".to_owned();
+        if !before.shards.is_empty()
+            && let Ok(Ok((plan, _))) = self.resolve(&object, &Secrets::default()).await
+            && let Ok(room) = tokio::time::timeout(BACKLOG_MAX, migration::backlog(&plan, &before)).await
+        {
+            message = format!("suspended; {room}");
+        }
+        let status = self.told(&object, &before).suspended(&message);
+        self.park(&object);
+        self.runs.forget(&object.uid().unwrap_or_default());
+        self.write(object, status).await
+    }
+
+    async fn clean_up(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
+        // What the run told last may not have been written.
+        let told = object.status.clone().unwrap_or_default();
+        let Some(object) = fresh(&self.client, &object).await? else {
+            return Ok(Next::Rest(Action::await_change()));
+        };
+        let target = Target::of(&object);
+        let mut status = object.status.clone().unwrap_or_default();
+        if status.shards.len() < told.shards.len() || status.phase == Phase::Preflight {
+            (status.shards, status.phase) = (told.shards, told.phase);
+        }
+        let never_begun =
+            status.shards.is_empty() && matches!(status.phase, Phase::Pending | Phase::Preflight);
+        if status.phase != Phase::Completed && !never_begun {
+            let cleaning = tokio::time::timeout(CLEAN_UP_MAX, self.clean_target(&object, &status)).await;
+            let left = match cleaning {
+                Ok(Ok(())) => None,
+                Ok(Err(why)) => Some(why),
+                Err(_) => Some(format!("not done within {} s", CLEAN_UP_MAX.as_secs())),
+            };
+            if let Some(why) = left {
+                let told = format!("keys that begin with redis-migration: may stay on the target: {why}");
+                tracing::warn!(migration = %shown(&object), "{told}");
+                self.writer(&object, None).warn("CleanUpFailed", &told).await;
+            }
+        }
+        if let Some(data_dir) = &self.data_dir {
+            migration::forget(data_dir, &target.uid);
+        }
+        gone(set_finalizer(&self.client, &object, false).await)?;
+        self.claims.release(&target).await?;
+        self.forget(&target.uid);
+        Ok(Next::Rest(Action::await_change()))
+    }
+
+    /// `Err`: why keys may be left.
+    async fn clean_target(&self, object: &RedisMigration, status: &Status) -> Result<(), String> {
+        let (plan, _secrets) = match self.resolve(object, &Secrets::default()).await {
+            Ok(Ok(resolved)) => resolved,
+            // Such a spec has never run.
+            Ok(Err(faults)) if faults.iter().any(|fault| !fault.secret_missing) => return Ok(()),
+            Ok(Err(faults)) => return Err(lines(&faults)),
+            Err(error) => return Err(error.to_string()),
+        };
+        loop {
+            let Err(MigrationError { reason, message, transient }) = migration::clean_up(&plan, status).await
+            else {
+                return Ok(());
+            };
+            if !transient && !is_transient(reason) {
+                return Err(message);
+            }
+            tracing::info!(migration = %shown(object), message, "what is kept on the target cannot be removed yet");
+            tokio::time::sleep(CLEAN_UP_AGAIN).await;
+        }
+    }
+
+    /// The run's status with what only the object's has.
+    fn merged(&self, object: &RedisMigration, status: Status) -> Status {
+        let before = object.status.as_ref();
+        let mut status = by(status, &self.members.identity);
+        if status.shards.is_empty() {
+            status.shards = before.map(|before| before.shards.clone()).unwrap_or_default();
+        }
+        status
+    }
+
+    fn told<'a>(&self, object: &RedisMigration, before: &'a Status) -> Told<'a> {
+        Told { before, generation: generation(object), now: Time(Timestamp::now()) }
+    }
+
+    /// Writes a status that no run tells.
+    async fn write(&self, mut object: Box<RedisMigration>, status: Status) -> Result<Next, ReconcileError> {
+        let mut writer = self.writer(&object, object.status.as_ref());
+        match writer.write_if_new(status.clone()).await {
+            Err(error) if error.is_not_found() => return Ok(Next::Rest(Action::await_change())),
+            written => written?,
+        }
+        object.status = Some(status);
+        Ok(Next::Again(object))
+    }
+}
+
+/// `None`: the object is gone. A conflict is left to the next attempt.
+fn gone(result: Result<RedisMigration, ApiError>) -> Result<Option<RedisMigration>, ApiError> {
+    match result {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn lines(faults: &[SpecFault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

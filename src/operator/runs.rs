@@ -1,0 +1,434 @@
+//! The runs in this process: each a task of its own, beside one that brings its status to the API server.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::Instrument;
+
+use super::api::{ApiError, Target};
+use super::decide::{End, Run, Why};
+use super::secrets::Secrets;
+use super::status::{is_finished, is_transient, with_fault};
+use super::writer::Writer;
+use crate::api::plan::Delivery;
+use crate::api::{Plan, Status};
+use crate::migration::{self, Observers, Outcome, RunOptions, StopRequest, Until};
+use crate::telemetry::{EngineGauges, Observed, ObservedSet};
+
+/// A drain is over within so long, or it is cut short: with exactly once the target knows where to go on.
+const DRAIN_MAX: Duration = Duration::from_secs(8);
+/// After SIGTERM, so that another replica goes on soon.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// Between two attempts, doubled from one second.
+const PUT_OFF_MAX: Duration = Duration::from_secs(15);
+/// Between two attempts to reach an API server that does not answer.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
+
+pub type SharedWriter = Arc<tokio::sync::Mutex<Writer>>;
+
+/// A changed spec that cannot be carried out: its generation, and what is wrong.
+pub type Fault = Option<(i64, String)>;
+
+#[derive(Default)]
+pub struct Runs {
+    entries: Mutex<HashMap<String, Entry>>,
+    observed: ObservedSet,
+}
+
+/// How often it was tried in vain, and since when.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempts {
+    pub since: Instant,
+    pub count: u32,
+}
+
+struct Entry {
+    attempts: Option<Attempts>,
+    state: State,
+}
+
+enum State {
+    Waiting { generation: i64, until: Instant },
+    Running(Box<Running>),
+}
+
+struct Running {
+    target: Target,
+    generation: i64,
+    plan: Arc<Plan>,
+    secrets: Secrets,
+    stop: watch::Sender<StopRequest>,
+    plans: watch::Sender<Arc<Plan>>,
+    fault: watch::Sender<Fault>,
+    status: watch::Receiver<Status>,
+    writer: SharedWriter,
+    outcome: Option<Outcome>,
+    forwarder: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.forwarder.abort();
+    }
+}
+
+/// What a new run needs.
+pub struct Start {
+    pub target: Target,
+    pub plan: Arc<Plan>,
+    pub secrets: Secrets,
+    pub data_dir: Option<PathBuf>,
+    pub earlier: Option<Status>,
+    pub writer: Writer,
+    /// Shown as the worker of its shards.
+    pub identity: String,
+}
+
+/// A run that has ended.
+pub struct Ended {
+    pub outcome: Outcome,
+    /// What it told last.
+    pub status: Status,
+    pub writer: SharedWriter,
+}
+
+impl Runs {
+    pub fn new(observed: ObservedSet) -> Self {
+        Self { entries: Mutex::default(), observed }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `generation`: the object's.
+    pub fn view(&self, uid: &str, generation: i64) -> Run {
+        match self.lock().get(uid).map(|entry| &entry.state) {
+            None => Run::Idle,
+            Some(State::Waiting { generation: of, until }) => {
+                Run::Waiting { current: *of == generation && Instant::now() < *until }
+            }
+            Some(State::Running(running)) => match &running.outcome {
+                Some(outcome) => Run::Ended(end_of(outcome)),
+                None if *running.stop.borrow() != StopRequest::Run => Run::Stopping,
+                None => Run::Running { current: running.generation == generation },
+            },
+        }
+    }
+
+    /// Starts a run; `ended` is called when it is over.
+    pub fn start(self: &Arc<Self>, start: Start, ended: impl FnOnce() + Send + 'static) {
+        let Start { target, plan, secrets, data_dir, earlier, writer, identity } = start;
+        let initial = Status { observed_generation: plan.generation, ..Status::default() };
+        let (status, status_seen) = watch::channel(initial);
+        let (gauges, gauges_seen) = watch::channel(EngineGauges::default());
+        let (stop, stop_seen) = watch::channel(StopRequest::Run);
+        let (plans, plans_seen) = watch::channel(Arc::clone(&plan));
+        let (fault, fault_seen) = watch::channel(None);
+        let writer = Arc::new(tokio::sync::Mutex::new(writer));
+        let shown = format!("{}/{}", target.namespace, target.name);
+        let span = tracing::info_span!(parent: None, "run", migration = %shown);
+        let forwarder = Forwarder {
+            status: status_seen.clone(),
+            fault: fault_seen,
+            writer: Arc::clone(&writer),
+            identity,
+        };
+        let forwarder = tokio::spawn(forwarder.run().instrument(span.clone()));
+        let options = RunOptions {
+            until: Until::Finished,
+            data_dir,
+            stop: stop_seen,
+            plans: Some(plans_seen),
+            earlier,
+        };
+        let observers = Observers { status, gauges };
+        self.observed.insert(Observed {
+            name: target.name.clone(),
+            namespace: target.namespace.clone(),
+            status: status_seen.clone(),
+            gauges: gauges_seen,
+        });
+        let uid = target.uid.clone();
+        {
+            let mut entries = self.lock();
+            let attempts = entries.get(&uid).and_then(|entry| entry.attempts);
+            let running = Running {
+                target,
+                generation: plan.generation,
+                plan: Arc::clone(&plan),
+                secrets,
+                stop,
+                plans,
+                fault,
+                status: status_seen,
+                writer,
+                outcome: None,
+                forwarder,
+            };
+            entries.insert(uid.clone(), Entry { attempts, state: State::Running(Box::new(running)) });
+        }
+        let engine = tokio::spawn(migration::run(plan, options, observers).instrument(span.clone()));
+        let runs = Arc::clone(self);
+        let supervise = async move {
+            let outcome = engine.await.unwrap_or_else(|error| Outcome::Failed {
+                reason: crate::api::conditions::reason::ABORTED,
+                message: format!("the run ended by itself: {error}"),
+                transient: false,
+            });
+            tracing::info!(?outcome, "the run has ended");
+            runs.over(&uid, outcome);
+            ended();
+        };
+        tokio::spawn(supervise.instrument(span));
+    }
+
+    fn over(&self, uid: &str, outcome: Outcome) {
+        let mut entries = self.lock();
+        if let Some(Entry { state: State::Running(running), .. }) = entries.get_mut(uid) {
+            running.forwarder.abort();
+            running.outcome = Some(outcome);
+        }
+    }
+
+    /// Asks the run to stop; what drains is cut short after a while.
+    pub fn stop(self: &Arc<Self>, uid: &str, why: Why) {
+        let at_once = why == Why::Lost;
+        if !self.request(uid, if at_once { StopRequest::Now } else { StopRequest::Drain }) || at_once {
+            return;
+        }
+        let (runs, uid) = (Arc::clone(self), uid.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(DRAIN_MAX).await;
+            runs.request(&uid, StopRequest::Now);
+        });
+    }
+
+    /// Stops what has no epoch in its target to shut out a second writer. It begins again once the API server
+    /// answers and the Lease is still ours.
+    pub fn stop_unfenced(self: &Arc<Self>) {
+        let unfenced: Vec<String> = {
+            let entries = self.lock();
+            let runs = entries.iter().filter_map(|(uid, entry)| match &entry.state {
+                State::Running(running) => Some((uid, running)),
+                State::Waiting { .. } => None,
+            });
+            let unfenced = runs.filter(|(_, running)| {
+                running.plan.delivery == Delivery::AtLeastOnce
+                    && running.outcome.is_none()
+                    && *running.stop.borrow() == StopRequest::Run
+            });
+            unfenced.map(|(uid, _)| uid.clone()).collect()
+        };
+        for uid in unfenced {
+            tracing::warn!("the API server is away: a run without exactly once stops until it is back");
+            self.request(&uid, StopRequest::Drain);
+        }
+    }
+
+    fn request(&self, uid: &str, stop: StopRequest) -> bool {
+        match self.lock().get(uid) {
+            Some(Entry { state: State::Running(running), .. }) if running.outcome.is_none() => {
+                running.stop.send_replace(stop);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Hands a changed plan to the run. False: what changed takes another run.
+    pub fn update(&self, uid: &str, plan: &Arc<Plan>, secrets: Secrets) -> bool {
+        let mut entries = self.lock();
+        let Some(Entry { state: State::Running(running), .. }) = entries.get_mut(uid) else { return false };
+        if !secrets.serve_like(&running.secrets)
+            || needs_another_run(&running.plan, plan, &running.status.borrow())
+        {
+            return false;
+        }
+        running.secrets = secrets;
+        running.generation = plan.generation;
+        running.fault.send_replace(None);
+        running.plans.send_replace(Arc::clone(plan));
+        true
+    }
+
+    /// The changed spec cannot be carried out; the run goes on by the one before.
+    pub fn reject(&self, uid: &str, generation: i64, message: String) {
+        if let Some(Entry { state: State::Running(running), .. }) = self.lock().get_mut(uid) {
+            running.generation = generation;
+            running.fault.send_replace(Some((generation, message)));
+        }
+    }
+
+    /// The Secrets that the run reads.
+    pub fn secrets(&self, uid: &str) -> Secrets {
+        match self.lock().get(uid) {
+            Some(Entry { state: State::Running(running), .. }) => running.secrets.clone(),
+            _ => Secrets::default(),
+        }
+    }
+
+    /// What the run has told so far, and by which plan.
+    pub fn ended(&self, uid: &str) -> Option<Ended> {
+        match self.lock().get(uid) {
+            Some(Entry { state: State::Running(running), .. }) => Some(Ended {
+                outcome: running.outcome.clone()?,
+                status: running.status.borrow().clone(),
+                writer: Arc::clone(&running.writer),
+            }),
+            _ => None,
+        }
+    }
+
+    pub fn forget(&self, uid: &str) {
+        if let Some(Entry { state: State::Running(running), .. }) = self.lock().remove(uid) {
+            self.observed.remove(&running.target.namespace, &running.target.name);
+        }
+    }
+
+    /// Counts an attempt in vain; `afresh`: the ones before do not count any more.
+    pub fn put_off(&self, target: &Target, generation: i64, afresh: bool) -> (Attempts, Duration) {
+        let mut entries = self.lock();
+        let earlier = entries.get(&target.uid).and_then(|entry| entry.attempts).filter(|_| !afresh);
+        let attempts = match earlier {
+            Some(Attempts { since, count }) => Attempts { since, count: count.saturating_add(1) },
+            None => Attempts { since: Instant::now(), count: 1 },
+        };
+        let wait = Duration::from_secs(1 << attempts.count.min(5).saturating_sub(1)).min(PUT_OFF_MAX);
+        let state = State::Waiting { generation, until: Instant::now() + wait };
+        entries.insert(target.uid.clone(), Entry { attempts: Some(attempts), state });
+        self.observed.remove(&target.namespace, &target.name);
+        (attempts, wait)
+    }
+
+    /// How long a run that is waited for is still put off.
+    pub fn waits(&self, uid: &str) -> Option<Duration> {
+        match self.lock().get(uid)?.state {
+            State::Waiting { until, .. } => Some(until.saturating_duration_since(Instant::now())),
+            State::Running(_) => None,
+        }
+    }
+
+    pub fn targets(&self) -> Vec<Target> {
+        let entries = self.lock();
+        let targets = entries.values().filter_map(|entry| match &entry.state {
+            State::Running(running) => Some(running.target.clone()),
+            State::Waiting { .. } => None,
+        });
+        targets.collect()
+    }
+
+    /// Stops the run for another replica to go on, within a short time.
+    pub async fn hand_over(&self, uid: &str) {
+        if !self.request(uid, StopRequest::Drain) {
+            return;
+        }
+        if tokio::time::timeout(HAND_OVER_MAX, self.until_over(uid)).await.is_err() {
+            self.request(uid, StopRequest::Now);
+            self.until_over(uid).await;
+        }
+    }
+
+    async fn until_over(&self, uid: &str) {
+        let status = match self.lock().get(uid) {
+            Some(Entry { state: State::Running(running), .. }) => running.status.clone(),
+            _ => return,
+        };
+        let mut status = status;
+        // The engine drops the sender at its end.
+        while status.changed().await.is_ok() {}
+    }
+}
+
+fn end_of(outcome: &Outcome) -> End {
+    match outcome {
+        Outcome::Done | Outcome::Differences { .. } => End::Final,
+        Outcome::Failed { transient: true, .. } => End::Transient,
+        Outcome::Failed { reason, .. } if is_transient(reason) => End::Transient,
+        Outcome::Failed { .. } => End::Final,
+        Outcome::Stopped => End::Stopped,
+        Outcome::Superseded { .. } => End::Superseded,
+    }
+}
+
+/// What a running worker cannot take up. A full sync is not broken off for it.
+fn needs_another_run(old: &Plan, new: &Plan, status: &Status) -> bool {
+    let fixed = |plan: &Plan| {
+        let limits = plan.limits;
+        (limits.max_restore_bytes, limits.spool_memory, limits.spool_disk, limits.spool_retain)
+    };
+    let followed = crate::api::conditions::is_true(&status.conditions, crate::api::conditions::FULL_SYNCED);
+    followed
+        && (fixed(old) != fixed(new)
+            || old.failure_policy.on_full_resync != new.failure_policy.on_full_resync)
+}
+
+/// Writes a run's status, as often as it is worth it, for as long as it runs.
+struct Forwarder {
+    status: watch::Receiver<Status>,
+    fault: watch::Receiver<Fault>,
+    writer: SharedWriter,
+    identity: String,
+}
+
+impl Forwarder {
+    async fn run(mut self) {
+        let mut again_at: Option<Instant> = None;
+        let mut complained = false;
+        loop {
+            tokio::select! {
+                changed = self.status.changed() => if changed.is_err() { return },
+                Ok(()) = self.fault.changed() => {}
+            }
+            let now = Instant::now();
+            let status = self.status.borrow_and_update().clone();
+            // What an outcome means for the object is not for the run to say.
+            if is_finished(&status) || status.conditions.is_empty() || again_at.is_some_and(|at| now < at) {
+                continue;
+            }
+            let status = self.composed(status);
+            let mut writer = self.writer.lock().await;
+            if writer.due(&status, now).is_none_or(|at| at > now) {
+                continue;
+            }
+            again_at = None;
+            let written = writer.write(status).await;
+            complained &= written.is_err();
+            if let Err(error) = written {
+                self.complain(&error, &mut complained);
+                again_at = Some(Instant::now() + WRITE_AGAIN);
+            }
+        }
+    }
+
+    fn composed(&self, status: Status) -> Status {
+        let mut status = by(status, &self.identity);
+        if let Some((generation, message)) = &*self.fault.borrow() {
+            status = with_fault(status, *generation, message, &Time(Timestamp::now()));
+        }
+        status
+    }
+
+    /// Once, until it works again.
+    fn complain(&self, error: &ApiError, complained: &mut bool) {
+        if error.is_not_found() || std::mem::replace(complained, true) {
+            tracing::debug!(%error, "the status cannot be written");
+        } else {
+            tracing::warn!(%error, "the status cannot be written now; the migration goes on");
+        }
+    }
+}
+
+/// Names the worker of all shards.
+pub fn by(mut status: Status, identity: &str) -> Status {
+    for shard in &mut status.shards {
+        identity.clone_into(&mut shard.worker);
+    }
+    status
+}
