@@ -41,15 +41,16 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
     let source = source(settings)?;
     for run in 1..=settings.runs {
         say(&format!("workload F, run {run} of {}", settings.runs));
-        if settings.wants_any(&[STANDALONE, CLUSTER]) {
-            let limit = limit(settings, &source)?;
-            standalone.limit.push(limit);
-            cluster.limit.push(limit);
-        }
+        let before = match settings.wants_any(&[STANDALONE, CLUSTER]) {
+            true => Some(limit(settings, &source)?),
+            false => None,
+        };
         if settings.wants(REPLICAOF) {
             replicaof.limit.push(replicate(&source)?);
         }
         if settings.limits_only {
+            standalone.limit.extend(before);
+            cluster.limit.extend(before);
             continue;
         }
         if settings.wants_any(&OF_STANDALONE) {
@@ -84,6 +85,12 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
                 Ok(sync) => cluster.record(&sync, sync.seconds),
                 Err(error) => cluster.fail(&error),
             }
+        }
+        if let Some(before) = before {
+            // On both sides of what it is the limit of, as the speed of a machine drifts.
+            let mean = f64::midpoint(before, limit(settings, &source)?);
+            standalone.limit.push(mean);
+            cluster.limit.push(mean);
         }
     }
     Ok(rows.into_iter().filter(|row| settings.wants(row.id)).collect())
