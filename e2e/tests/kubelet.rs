@@ -76,6 +76,9 @@ fn pods_of_the_chart_run_restart_and_end() -> Result<()> {
         ensure!(given["env"]["CARGO_MANIFEST_DIR"].is_null(), "the test's own environment is passed on");
     }
 
+    // What a Service leads to answers the test of the release.
+    plane.helm(&["test", "op", "-n", "played", "--timeout=60s"]).with_context(|| kubelet.trouble())?;
+
     // A container that ends is started again, as the same Pod.
     let first = &pods[0];
     kubelet.kill(&first.name)?;

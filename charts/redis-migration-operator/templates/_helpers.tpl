@@ -1,6 +1,7 @@
-{{- /* Of a release with this chart's name in it, the release's name alone. */}}
+{{- /* A release with this chart's name in it gives its own; redis-migration gives redis-migration-operator. */}}
 {{- define "operator.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- if eq (printf "%s-operator" .Release.Name) .Chart.Name }}{{ .Chart.Name }}
+{{- else if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}
 {{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
 {{- end }}
 

@@ -59,7 +59,7 @@ struct Pod {
     name: String,
     container: Container,
     /// What the API server was last told.
-    told: Option<(bool, u32)>,
+    told: Option<(&'static str, bool, u32)>,
     /// When it was asked to end.
     ending: Option<Instant>,
     /// As if its node had gone: neither restarted nor reported.
@@ -213,13 +213,18 @@ impl Node {
         let folder = self.folder.path().join(uid);
         std::fs::create_dir_all(&folder)?;
         let token_file = folder.join("token");
-        std::fs::write(&token_file, self.token(name, uid, &pod["spec"])?)?;
+        if pod["spec"]["automountServiceAccountToken"] != false {
+            std::fs::write(&token_file, self.token(name, uid, &pod["spec"])?)?;
+        }
         let kubeconfig = folder.join("kubeconfig");
         (self.kubeconfig)(&kubeconfig, &token_file)?;
 
         let log = self.folder.path().join(format!("{name}.log"));
         let mut container = Container::new(pod, &self.program, &self.name, address(), folder, log)?;
         container.env("KUBECONFIG", &kubeconfig.to_string_lossy());
+        for host in container.hosts() {
+            container.replace(&host, &self.behind(&host)?);
+        }
         container.start()?;
         let pod = Pod { name: name.to_owned(), container, told: None, ending: None, lost: false };
         self.pods().insert(uid.to_owned(), pod);
@@ -228,7 +233,6 @@ impl Node {
 
     /// As the kubelet asks for what it projects into the Pod: bound to it.
     fn token(&self, name: &str, uid: &str, spec: &Value) -> Result<String> {
-        ensure!(spec["automountServiceAccountToken"] != false, "the Pod asks for no token");
         let account = spec["serviceAccountName"].as_str().unwrap_or("default");
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{account}/token", self.namespace);
         let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid});
@@ -237,6 +241,24 @@ impl Node {
         });
         let answer = self.api.post(&path, &request)?.expect(&[201])?;
         Ok(answer["status"]["token"].as_str().context("no token in the answer")?.to_owned())
+    }
+
+    /// The IP of a ready Pod of a Service, which is named as SERVICE.NAMESPACE.
+    fn behind(&self, host: &str) -> Result<String> {
+        let (name, namespace) = host.split_once('.').with_context(|| format!("no Service: {host}"))?;
+        let service =
+            self.api.get(&format!("/api/v1/namespaces/{namespace}/services/{name}"))?.expect(&[200])?;
+        let selector = service["spec"]["selector"].as_object().context("no selector")?;
+        let pods = self.api.get(&format!("/api/v1/namespaces/{namespace}/pods"))?.expect(&[200])?;
+        let is_ready = |pod: &&Value| {
+            let labels = &pod["metadata"]["labels"];
+            let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            selector.iter().all(|(label, value)| labels[label] == *value)
+                && conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+        };
+        let pod = pods["items"].as_array().context("no items")?.iter().find(is_ready);
+        let ip = pod.and_then(|pod| pod["status"]["podIP"].as_str());
+        Ok(ip.with_context(|| format!("no Pod of {host} is ready"))?.to_owned())
     }
 
     /// Tells the API server of a Pod; ends one that is to go. `wanted` is `None` when it is gone there.
@@ -264,10 +286,15 @@ impl Node {
             }
             return Ok(());
         }
-        let state = (pod.container.ready, pod.container.restarts);
+        let phase = match pod.container.outcome() {
+            None => "Running",
+            Some(true) => "Succeeded",
+            Some(false) => "Failed",
+        };
+        let state = (phase, pod.container.ready, pod.container.restarts);
         if pod.told != Some(state) {
             let path = self.path(&format!("/{}/status", pod.name));
-            self.api.strategic(&path, &pod.status())?.expect(&[200])?;
+            self.api.strategic(&path, &pod.status(phase))?.expect(&[200])?;
             pod.told = Some(state);
         }
         Ok(())
@@ -297,12 +324,12 @@ impl Pod {
         Some(Running { name: self.name.clone(), pid, ip, ready, restarts })
     }
 
-    fn status(&self) -> Value {
+    fn status(&self, phase: &str) -> Value {
         let container = &self.container;
         let ready = if container.ready { "True" } else { "False" };
         let ip = container.ip.to_string();
         json!({"status": {
-            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "127.0.0.1",
+            "phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "127.0.0.1",
             "conditions": [
                 {"type": "PodScheduled", "status": "True"},
                 {"type": "Initialized", "status": "True"},

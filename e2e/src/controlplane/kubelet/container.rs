@@ -20,6 +20,8 @@ pub struct Container {
     pub ready: bool,
     pub restarts: u32,
     program: PathBuf,
+    /// Not to be started again when it ends.
+    once: bool,
     arguments: Vec<String>,
     env: Vec<(String, String)>,
     readiness: Option<Probe>,
@@ -53,14 +55,16 @@ impl Container {
         let containers = spec["containers"].as_array().context("no containers")?;
         ensure!(containers.len() == 1 && spec["initContainers"].is_null(), "only one container is played");
         let container = &containers[0];
-        ensure!(container["command"].is_null(), "only the image's own program is played");
+        // Another image's program is taken from this machine.
+        let mut command = texts(&container["command"]).into_iter();
+        let program = command.next().map_or(program.to_owned(), PathBuf::from);
         // What the image is made for, and what the chart promises.
         let security = &container["securityContext"];
         ensure!(security["readOnlyRootFilesystem"] == true, "the root file system can be written");
 
         let env = environment(container, pod, node, ip)?;
         let mut arguments = Vec::new();
-        for argument in texts(&container["args"]) {
+        for argument in command.chain(texts(&container["args"])) {
             let argument = argument.replace("0.0.0.0", &ip.to_string());
             arguments.push(mounted(expand(&argument, &env), container, &folder)?);
         }
@@ -77,13 +81,31 @@ impl Container {
                 .as_u64()
                 .and_then(|port| port.try_into().ok())
                 .unwrap_or(0),
-            program: program.to_owned(),
+            once: spec["restartPolicy"] == "Never",
+            program,
             arguments,
             env,
             folder,
             log,
             child: None,
         })
+    }
+
+    /// In all arguments.
+    pub fn replace(&mut self, name: &str, by: &str) {
+        self.arguments.iter_mut().for_each(|argument| *argument = argument.replace(name, by));
+    }
+
+    /// Hosts of the URLs among the arguments.
+    pub fn hosts(&self) -> Vec<String> {
+        let urls = self.arguments.iter().filter_map(|argument| argument.strip_prefix("http://"));
+        urls.filter_map(|url| url.split([':', '/']).next()).map(str::to_owned).collect()
+    }
+
+    /// Whether it went well, once it has ended for good.
+    pub fn outcome(&mut self) -> Option<bool> {
+        let status = self.child.as_mut().filter(|_| self.once)?.try_wait().ok()??;
+        Some(status.success())
     }
 
     pub fn env(&mut self, name: &str, value: &str) {
@@ -107,6 +129,9 @@ impl Container {
     /// Starts it again when it has ended; asks the probes that are due.
     pub fn tend(&mut self) {
         if self.ended() {
+            if self.once {
+                return;
+            }
             self.child = None;
             self.ready = false;
             self.restarts += 1;
