@@ -6,6 +6,7 @@ mod backoff;
 mod clock;
 pub mod command;
 pub mod connection;
+pub mod file;
 pub mod migration;
 pub mod preflight;
 #[cfg(test)]

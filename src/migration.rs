@@ -8,6 +8,7 @@ mod identity;
 mod kept;
 mod setup;
 mod state;
+mod territory;
 mod verification;
 
 use std::path::PathBuf;

@@ -131,6 +131,11 @@ pub fn input(
     for (index, shard) in shards.iter().enumerate() {
         if let (Some(found), Some(origin)) = (topology.shards.get_mut(index), origins.get_mut(index)) {
             found.master.address = shard.master();
+            if let Some(at) = shard.watch.as_ref().and_then(|watch| watch.now())
+                && !found.slots.is_empty()
+            {
+                found.slots = at.serves;
+            }
             *origin = shard.reader();
         }
     }

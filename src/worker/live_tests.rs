@@ -6,6 +6,7 @@ use super::*;
 use crate::connection::test_server::{Server, eventually};
 use crate::connection::{Connection, Dialer};
 use crate::resp::{Reply, encode_command};
+use crate::spool::spool;
 use crate::topology::server_info;
 use crate::version::Flavor;
 
@@ -54,6 +55,7 @@ impl Pair {
             database_map: BTreeMap::new(),
             sole_source: true,
             slots: None,
+            serves: None,
             lane: LaneLimits { commands: 64, bytes: 64 << 10 },
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {
@@ -61,6 +63,7 @@ impl Pair {
                 disk: 1 << 30,
                 retain: 0,
                 folder: self.folder.path().to_path_buf(),
+                lasts: true,
             },
             max_quarantined: 0,
             resume: None,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::repair::Refusal;
+use crate::slot::SlotRanges;
 use crate::source::replication::LinkState;
 use crate::spool::Full;
 
@@ -63,12 +64,29 @@ pub struct Quarantined {
     pub refusal: Refusal,
 }
 
+/// Which slots of a source cluster a worker follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Following {
+    /// False until the worker has found out.
+    pub known: bool,
+    /// Stand on the target, or will by what the worker does anyway.
+    pub slots: SlotRanges,
+    /// How often slots were copied for having moved.
+    pub adoptions: u64,
+    /// Why slots that are wanted cannot be copied; empty when nothing is known to be wrong.
+    pub failure: String,
+}
+
 /// Shared between a worker and those who report on it.
 #[derive(Debug)]
 pub struct ShardProgress {
     pub numbers: watch::Sender<Numbers>,
     pub link: watch::Sender<LinkState>,
     quarantine: Mutex<Vec<Quarantined>>,
+    /// Of a source cluster.
+    pub following: watch::Sender<Following>,
+    /// Which slots the worker shall follow; `None`: as it does.
+    pub wanted: watch::Sender<Option<SlotRanges>>,
 }
 
 impl ShardProgress {
@@ -77,6 +95,8 @@ impl ShardProgress {
             numbers: watch::Sender::default(),
             link: watch::Sender::default(),
             quarantine: Mutex::default(),
+            following: watch::Sender::default(),
+            wanted: watch::Sender::default(),
         })
     }
 

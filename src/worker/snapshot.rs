@@ -8,7 +8,7 @@ use crate::rdb::{
     Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string,
     restore_payload_len,
 };
-use crate::resp::{array_header, bulk, header};
+use crate::resp::{array_header, bulk, encode_command, header};
 use crate::slot::{slot, tag_for_slot};
 use crate::version::Flavor;
 
@@ -182,12 +182,22 @@ fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &m
 }
 
 fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
-    let format = &rules.format;
-    let replace = rules.overwrites();
+    pending.commands += restore(record, &rules.format, rules.overwrites(), now_ms, &mut pending.bytes);
+}
+
+/// Appends the commands that make a key hold this value: how many.
+pub fn restore(
+    record: &KeyRecord<'_>,
+    format: &TargetFormat,
+    replace: bool,
+    now_ms: u64,
+    out: &mut Vec<u8>,
+) -> u32 {
+    let mut commands = 1;
     if replace && !format.has_restore_replace() {
-        write(pending, &[b"DEL", record.key]);
+        encode_command(&[b"DEL".as_slice(), record.key], out);
+        commands += 1;
     }
-    let out = pending.command();
     let absolute = record.expire_at_ms.is_some() && format.has_restore_absttl();
     let access =
         format.has_restore_idletime_and_freq() && (record.idle_seconds.is_some() || record.lfu.is_some());
@@ -221,6 +231,7 @@ fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pe
         bulk(word, out);
         bulk(itoa::Buffer::new().format(number).as_bytes(), out);
     }
+    commands
 }
 
 fn begin_large<S>(

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::outbox::Outbox;
+use super::recopy::gate::Gate;
 use super::route::Router;
 use crate::command::{
     Class, Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
@@ -64,6 +65,8 @@ pub struct Onward<'a, S> {
     pub rules: &'a StreamRules,
     pub router: &'a Router,
     pub outbox: &'a mut Outbox<S>,
+    /// What is left out.
+    pub gate: &'a mut Gate,
     pub moment: Moment,
     /// Spool position behind the command at hand.
     pub end: u64,
@@ -177,8 +180,11 @@ impl Stream {
             }
             Kind::Exec => return self.exec(args, to),
             Kind::TopologyChange => {
-                let why = "slots moved on the source: the keys that moved are not followed yet";
-                return refused(args, why);
+                // What moved is copied from where it went.
+                if to.gate.owned().is_some() {
+                    return Taken::Done { commands: 0 };
+                }
+                return refused(args, "slots moved on a source that is not known as a cluster");
             }
             Kind::Flush if !to.rules.sole_source => {
                 return refused(args, "other sources feed this target too, and their keys must stay");
@@ -190,6 +196,9 @@ impl Stream {
                 to.outbox.unchains(0)
             }
             _ => {}
+        }
+        if !to.gate.is_open() && !to.gate.admits(spec, args, to.target_db(self.place.db)) {
+            return Taken::Done { commands: 0 };
         }
         let replaced = self.rewritten(spec, args, to.moment, to.rules);
         let taken = match replaced {
@@ -412,7 +421,7 @@ impl Stream {
     }
 
     /// What was held of the open transaction, as parts per slot.
-    fn transaction_parts<S>(&mut self, to: &Onward<'_, S>) -> Taken {
+    fn transaction_parts<S>(&mut self, to: &mut Onward<'_, S>) -> Taken {
         let db = to.target_db(self.place.db);
         let Some(transaction) = self.transaction.replace(Transaction::default()) else {
             return Taken::Done { commands: 0 };
@@ -430,7 +439,11 @@ impl Stream {
             let frame = at..at + length;
             let args =
                 Args { frame: transaction.frames.get(frame.clone()).unwrap_or_default(), spans: &spans };
-            if let Some(spec) = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(&args)) {
+            let spec = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(&args));
+            // A key may have been spoiled since the command was held.
+            if let Some(spec) = spec
+                && (to.gate.is_open() || to.gate.admits(spec, &args, db))
+            {
                 let first = arg_spans.len();
                 arg_spans.extend_from_slice(&spans);
                 commands.push((spec, frame, first..arg_spans.len()));

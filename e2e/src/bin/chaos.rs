@@ -46,6 +46,9 @@ struct Arguments {
     /// The load renews keys that are about to expire.
     #[arg(long)]
     renewals: bool,
+    /// The full sync is slow in every run, and not by chance: faults hit it, with its spool on disk.
+    #[arg(long)]
+    slow_start: bool,
     /// Sets a manifest field in every run, such as /spec/limits/pipelineCommands=1.
     #[arg(long, value_name = "POINTER=JSON", value_parser = field)]
     set: Vec<(String, Value)>,
@@ -118,6 +121,7 @@ fn choice(arguments: &Arguments) -> Result<Choice> {
         faults,
         steps: (arguments.steps.saturating_sub(3).max(1), arguments.steps.max(1)),
         renewals: arguments.renewals,
+        slow_start: arguments.slow_start.then_some(true),
         additive: arguments.additive,
         fields: arguments.set.clone(),
     })

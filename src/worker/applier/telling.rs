@@ -27,6 +27,12 @@ impl Applier {
     }
 
     pub(super) fn may_mark(&self) -> bool {
+        // While keys wait for being overtaken, nobody may go on from any place behind that.
+        self.recopy.overtaken.is_none() && self.is_between()
+    }
+
+    /// Nothing is half done.
+    pub(super) fn is_between(&self) -> bool {
         match &self.work {
             Work::Snapshot { staged, .. } => staged.is_none(),
             Work::Stream(stream) => !stream.in_transaction(),
@@ -43,7 +49,8 @@ impl Applier {
             }
             Work::Stream(stream) => Stage::Stream(stream.place.clone()),
         };
-        Place { position, stage, keys: self.keys, commands: self.commands }
+        let Self { keys, commands, .. } = *self;
+        Place { position, stage, keys, keys_total: self.numbers.keys_total, commands }
     }
 
     /// Where things stand, for another run.
@@ -59,7 +66,7 @@ impl Applier {
             (_, None) => self.setup.resume.clone(),
             _ => None,
         };
-        Stopped { checkpoint }
+        Stopped { checkpoint, spooled: false }
     }
 
     /// Of the history that the applier is in, which the link may have left already, or renamed.

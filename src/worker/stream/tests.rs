@@ -13,7 +13,8 @@ fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) 
     parse_frame(&frame, &mut spans).unwrap();
     let args = Args { frame: &frame, spans: &spans };
     let moment = Moment { arrived: 0, now: 0 };
-    let mut to = Onward { rules: &rules, router: &Router::Single, outbox, moment, end };
+    let gate = &mut Gate::default();
+    let mut to = Onward { rules: &rules, router: &Router::Single, outbox, gate, moment, end };
     let taken = stream.take(&args, &mut to);
     assert!(matches!(taken, Taken::Done { .. }), "{taken:?}");
 }
