@@ -292,7 +292,8 @@ impl ControlPlane {
             if let Err(error) = self.etcd.check() {
                 return Ok(Some(Err(error)));
             }
-            Ok(Some(Ok(drop(std::net::TcpStream::connect(&address)?))))
+            std::net::TcpStream::connect(&address)?;
+            Ok(Some(Ok(())))
         })?
     }
 
