@@ -67,6 +67,8 @@ pub enum Outcome {
     Failed {
         reason: &'static str,
         message: String,
+        /// Trying again later may do, with nothing changed.
+        transient: bool,
     },
     /// Verification found more than the plan allows.
     Differences {
@@ -110,6 +112,8 @@ pub struct MigrationError {
     /// One of `api::conditions::reason`.
     pub reason: &'static str,
     pub message: String,
+    /// Trying again later may do, with nothing changed.
+    pub transient: bool,
 }
 
 /// Moves the data and follows the source until the outcome.

@@ -137,7 +137,10 @@ async fn hand_over(context: &Arc<Context>) {
     let count = targets.len();
     let each = targets.into_iter().map(|target| async move {
         context.runs.hand_over(&target.uid).await;
-        let released = tokio::time::timeout(FAREWELL_MAX, context.claims.release(&target)).await;
+        if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_MAX, context.tell_outcome(&target.uid)).await {
+            tracing::warn!(%error, "the outcome of {}/{} could not be told", target.namespace, target.name);
+        }
+        let released = tokio::time::timeout(FAREWELL_MAX, context.claims.hand_over(&target)).await;
         if let Ok(Err(error)) = released {
             tracing::warn!(%error, "others go on once they take this replica for gone");
         }

@@ -16,6 +16,7 @@ const PURE: &[&str] = &[
     "transform.rs",
     "transform",
     "operator/decide.rs",
+    "operator/status.rs",
 ];
 
 const FORBIDDEN: &[&str] = &[

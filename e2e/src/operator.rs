@@ -86,11 +86,18 @@ impl Operator {
         let _ = self.child.wait();
     }
 
+    /// A signal by its name without SIG.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
+        ensure!(status.success(), "no process to send SIG{name} to");
+        Ok(())
+    }
+
     /// SIGTERM; how long it took to end.
     pub fn terminate(&mut self, within: Duration) -> Result<Duration> {
         let began = Instant::now();
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
-        ensure!(status.success(), "no process to send SIGTERM to");
+        self.signal("TERM")?;
         let code = wait_until("the operator's end", within, || self.child.try_wait().map_err(Into::into))?;
         ensure!(code.success(), "the operator ended with {code}\n{}", self.log());
         Ok(began.elapsed())

@@ -248,6 +248,78 @@ fn a_missing_secret_is_waited_for_and_a_rotated_one_is_read_again() -> Result<()
     migration.seen().map(drop)
 }
 
+/// Approval aside, which another test gives.
+#[test]
+fn what_may_change_while_running_does() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.namespace("change", &[])?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let _operator = Operator::start(plane, "change", "a")?;
+    let migration = Migration::apply(plane, "change", "orders", &manual(&source, &target))?;
+    migration.wait_condition("CutoverReady", PATIENCE)?;
+    let waits = |mode: &'static str, generation: i64| {
+        move |status: &serde_json::Value| {
+            status["verification"]["mode"] == mode
+                && status["observedGeneration"] == generation
+                && status["message"] == "in sync; waiting for spec.cutover.approved"
+        }
+    };
+    let first = migration.wait_for("the approval being waited for", PATIENCE, waits("Full", 1))?;
+    let change = json!({"spec": {"verification": {"mode": "Keys"}, "limits": {"pipelineCommands": 10}}});
+    migration.patch(&change)?;
+    let second = migration.wait_for("another verification", PATIENCE, waits("Keys", 2))?;
+    assert_ne!(first["verification"]["completionTime"], second["verification"]["completionTime"]);
+    assert_eq!(first["startTime"], second["startTime"]);
+    assert_eq!(syncs(&source)?, (1, 0));
+    // This takes another run, which goes on where the first one stopped.
+    migration.patch(&json!({"spec": {"limits": {"spoolMemory": "32Mi"}}}))?;
+    let third = migration.wait_for("the other run", PATIENCE, waits("Keys", 3))?;
+    assert_eq!(first["startTime"], third["startTime"]);
+    assert_eq!(syncs(&source)?, (1, 1));
+    source.conn()?.run(args!["SET", "after", "1"])?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    migration.approve()?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    migration.seen().map(drop)
+}
+
+/// Each source master is a shard; all of them move to the replica that is left.
+#[test]
+fn cluster_to_cluster_survives_its_replica() -> Result<()> {
+    let (plane, mut operators) = two_replicas("clusters")?;
+    let options = Options::new(VERSION).with("repl-backlog-size", "64mb");
+    let (source, target) = (Cluster::start_with(options, 3, 0)?, Cluster::start(VERSION, 3, 0)?);
+    Dataset::default().rounds(2).databases(&[]).fill(&mut source.client()?)?;
+    let writer = Writer::start(&source.endpoint(), Load::default())?;
+    let manifest =
+        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Manual");
+    let migration = Migration::apply(plane, "clusters", "orders", &manifest)?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    assert_eq!(migration.wait_for("the shards", PATIENCE, |status| {
+        status["replication"]["shardsInSync"] == "3/3"
+    })?["shards"].as_array().map(Vec::len), Some(3));
+    let (killed, other) = holder(&migration, &mut operators)?;
+    killed.kill();
+    migration.wait_for("the other worker in sync", PATIENCE, |status| {
+        let shards = status["shards"].as_array();
+        shards.is_some_and(|shards| shards.iter().all(|shard| shard["worker"] == other.as_str()))
+            && e2e::tool::condition(status, "InSync").as_deref() == Some("True")
+    })?;
+    writer.wait_more(500, PATIENCE)?;
+    writer.stop()?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    for server in &source.nodes {
+        assert_eq!(syncs(server)?, (1, 1));
+    }
+    migration.approve()?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    for server in &target.nodes {
+        assert_eq!(own_keys(server)?, [""; 0]);
+    }
+    migration.seen().map(drop)
+}
+
 fn two_replicas(namespace: &str) -> Result<(&'static ControlPlane, Vec<Operator>)> {
     let plane = ControlPlane::shared()?;
     plane.namespace(namespace, &[])?;
@@ -329,6 +401,69 @@ fn a_replica_that_ends_hands_over_soon() -> Result<()> {
     migration.wait_condition("InSync", PATIENCE)?;
     wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
     assert_eq!(syncs(&source)?, (1, 1));
+    migration.seen().map(drop)
+}
+
+/// It does not know that it was taken for dead, and goes on with what it holds in memory.
+#[test]
+fn a_frozen_replica_is_shut_out_when_it_wakes() -> Result<()> {
+    let (plane, mut operators) = two_replicas("frozen")?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let writer = Writer::start(&source.endpoint(), Load::default())?;
+    let migration = Migration::apply(plane, "frozen", "orders", &manual(&source, &target))?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    let (frozen, other) = holder(&migration, &mut operators)?;
+    frozen.signal("STOP")?;
+    migration.wait_holder(&other, PATIENCE)?;
+    let resumed = || Ok((syncs(&source)?.1 >= 1).then_some(()));
+    wait_until("the resumption", PATIENCE, resumed)?;
+    writer.wait_more(1_000, PATIENCE)?;
+    frozen.signal("CONT")?;
+    wait_until("the end of its run", PATIENCE, || {
+        Ok(frozen.log().contains("the run has ended").then_some(()))
+    })?;
+    writer.wait_more(1_000, PATIENCE)?;
+    writer.stop()?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    assert_eq!(migration.holder()?.as_deref(), Some(other.as_str()));
+    migration.approve()?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    migration.seen().map(drop)
+}
+
+#[test]
+fn a_failed_migration_can_go_on_and_leaves_nothing_when_deleted() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.namespace("failed", &[])?;
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    slow(&source)?;
+    let _operator = Operator::start(plane, "failed", "a")?;
+    let migration = Migration::apply(plane, "failed", "orders", &manual(&source, &target))?;
+    wait_until("the first keys", PATIENCE, || Ok((own_keys(&target)?.len() > 1).then_some(())))?;
+    target.conn()?.run(args!["SET", "only-here", "1"])?;
+    fast(&source)?;
+    migration.wait_condition("Finished", PATIENCE)?;
+    let status = migration.wait_phase("Failed", PATIENCE)?;
+    assert!(status["message"].as_str().unwrap_or_default().contains("differ"), "{status}");
+    wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
+    assert!(!own_keys(&target)?.is_empty());
+    // What was wrong is accepted: it goes on from where it stands.
+    migration.patch(&json!({"spec": {"verification": {"maxDifferences": 1}}}))?;
+    migration.wait_condition("CutoverReady", PATIENCE)?;
+    assert_eq!(syncs(&source)?, (1, 1));
+    migration.patch(&json!({"spec": {"verification": {"maxDifferences": 0}}}))?;
+    migration.wait_phase("Failed", PATIENCE)?;
+    migration.delete(PATIENCE)?;
+    nothing_left(&migration, &target)?;
+
+    // Failed before anything was written: nothing is to be kept either.
+    let migration = Migration::apply(plane, "failed", "full", &manual(&source, &target))?;
+    migration.wait_condition("Finished", PATIENCE)?;
+    nothing_left(&migration, &target)?;
+    let conditions = migration.status()["conditions"].clone();
+    assert!(conditions.to_string().contains("TargetNotEmpty"), "{conditions}");
     migration.seen().map(drop)
 }
 

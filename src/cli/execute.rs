@@ -91,7 +91,8 @@ fn check(args: &CheckArgs, log_format: LogFormat) -> Result<Exit> {
 }
 
 fn operate(args: &OperatorArgs, log_format: LogFormat) -> Result<Exit> {
-    logging::init(log_format, "info", None);
+    // A watch that breaks off is nothing to tell: it begins again, and /healthz says when it does not.
+    logging::init(log_format, "info,kube_client=error,kube_runtime=error", None);
     let runtime = runtime()?;
     let exit = runtime.block_on(async {
         let (stop, stop_seen) = watch::channel(StopRequest::Run);
@@ -218,7 +219,7 @@ impl Job {
 fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::Done => Exit::Done,
-        Outcome::Failed { reason, message } => {
+        Outcome::Failed { reason, message, .. } => {
             complain(&format!("{reason}: {message}"));
             // The manifest is at fault, though only a connection could tell.
             if *reason == conditions::reason::INVALID_SPEC { Exit::Usage } else { Exit::Failed }

@@ -45,7 +45,8 @@ fn master_of(topology: &Topology, shard: &ShardStatus) -> Option<crate::connecti
 
 /// Bytes that may still be written before the backlog has lost what follows the shard's place.
 fn left(info: &ServerInfo, shard: &ShardStatus) -> Option<u64> {
-    let next = shard.applied_offset.checked_add(1).filter(|_| shard.applied_offset > 0)?;
+    // An id is there once the snapshot stands; the offset may well be 0 where nothing was written yet.
+    let next = shard.applied_offset.checked_add(1).filter(|_| !shard.replication_id.is_empty())?;
     let same = shard.replication_id == info.replication_id
         || shard.replication_id == info.former_replication_id && next <= info.former_until;
     if !same || info.backlog_from.is_none_or(|from| next < from) {

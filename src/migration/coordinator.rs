@@ -79,7 +79,10 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     };
     let Prepared { report, setups, known, temporary: _temporary } = match prepared {
         Some(Ok(prepared)) => prepared,
-        Some(Err(MigrationError { reason, message })) => return failed(&mut state, reason, message),
+        Some(Err(MigrationError { reason, message, transient })) => {
+            failed(&mut state, reason, message.clone());
+            return Outcome::Failed { reason, message, transient };
+        }
         None => {
             state.status.message = "stopped before anything was changed".to_owned();
             state.publish();
@@ -108,7 +111,8 @@ struct Prepared {
 }
 
 async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
-    let impossible = |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message };
+    let impossible =
+        |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message, transient: false };
     let mut earlier = match &options.data_dir {
         Some(data_dir) => {
             checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
@@ -330,7 +334,7 @@ impl Run {
             async move { settle(&shards).await }.boxed()
         });
         let input = verification::input(&self.plan, &self.report, &self.shards, hook)
-            .map_err(|MigrationError { reason, message }| Ended::Other { reason, message })?;
+            .map_err(|MigrationError { reason, message, .. }| Ended::Other { reason, message })?;
         let Some(input) = input else { return Ok(None) };
         self.state.phase(Phase::Verifying, "comparing source and target");
         let (_stop, stopped) = watch::channel(false);

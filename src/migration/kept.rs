@@ -63,9 +63,17 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
     let dialer = setup::target_dialer(plan);
     let failed = |error: TopologyError| {
         let preflight = PreflightError::Topology(error);
-        MigrationError { reason: preflight.reason(), message: preflight.to_string() }
+        MigrationError {
+            reason: preflight.reason(),
+            message: preflight.to_string(),
+            transient: preflight.is_transient(),
+        }
     };
-    let unreachable = |error: String| MigrationError { reason: reason::TARGET_UNREACHABLE, message: error };
+    let unreachable = |error: String| MigrationError {
+        reason: reason::TARGET_UNREACHABLE,
+        message: error,
+        transient: true,
+    };
     let target = discover(dialer.access(), &dialer, Role::Target).await.map_err(failed)?;
     let mut places: Vec<Place> = target
         .shards

@@ -49,8 +49,11 @@ pub async fn preflight(plan: &Plan, first: bool) -> Result<PreflightReport, Migr
         exclude_databases: Vec::new(),
         filtered: false,
     };
-    let failed =
-        |error: PreflightError| MigrationError { reason: error.reason(), message: error.to_string() };
+    let failed = |error: PreflightError| MigrationError {
+        reason: error.reason(),
+        message: error.to_string(),
+        transient: error.is_transient(),
+    };
     let not_empty = match preflight::preflight(&input).await {
         Err(error @ PreflightError::TargetNotEmpty { .. }) if plan.delivery == Delivery::ExactlyOnce => error,
         result => return result.map_err(failed),
@@ -73,6 +76,7 @@ pub fn sides(report: &PreflightReport) -> Result<(&SourceReport, &TargetReport),
         _ => Err(MigrationError {
             reason: reason::PREFLIGHT_FAILED,
             message: "preflight looked at one side only: this is a bug".to_owned(),
+            transient: false,
         }),
     }
 }
@@ -128,6 +132,7 @@ pub async fn workers(
         let master = master.ok_or_else(|| MigrationError {
             reason: reason::TARGET_UNREACHABLE,
             message: "the target has no master".to_owned(),
+            transient: true,
         })?;
         match target.topology.kind {
             TopologyKind::Sentinel => TargetShape::Watched(master),

@@ -252,5 +252,5 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
 
 pub fn failed(state: &mut State, reason: &'static str, message: String) -> Outcome {
     state.finish(Phase::Failed, false, reason, &message);
-    Outcome::Failed { reason, message }
+    Outcome::Failed { reason, message, transient: false }
 }

@@ -1,5 +1,4 @@
-//! The Lease of each migration: who runs it. It exists while somebody holds it, and is written only when it
-//! changes hands; whether the holder is alive tells its own Lease (`members`).
+//! The Lease of each migration: who runs it. It is written only when it changes hands; whether the holder is alive tells its own Lease (`members`).
 //!
 //! It is no safeguard of the data: that is the epoch in the target (`target/fence.rs`), which shuts out an
 //! earlier writer whatever the Leases say. So a holder that cannot reach the API server goes on.
@@ -202,6 +201,32 @@ impl Claims {
         state.leases.remove(&target.uid);
         state.given_up.extend(known.lease.uid());
         Ok(())
+    }
+
+    /// Leaves the Lease without a holder, for another replica to go on at once. One that is gone altogether was
+    /// taken away from somebody who may still hold on to it.
+    pub async fn hand_over(&self, target: &Target) -> Result<(), ApiError> {
+        let Some(known) = self.lock().leases.get(&target.uid).filter(|known| known.ours).cloned() else {
+            return Ok(());
+        };
+        let mut lease = known.lease;
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = None;
+        }
+        let what = format!("hand over {}/{}", target.namespace, target.name);
+        let api = self.leases(&target.namespace);
+        match call(what, api.replace(&lease_name(&target.uid), &PostParams::default(), &lease)).await {
+            Ok(lease) => drop(self.lock().leases.insert(target.uid.clone(), Known { lease, ours: false })),
+            Err(error) if error.is_conflict() => self.release(target).await?,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// There is no Lease at all.
+    pub fn is_missing(&self, uid: &str) -> bool {
+        !self.lock().leases.contains_key(uid)
     }
 
     /// The object is gone, and its Lease with it.

@@ -170,6 +170,11 @@ impl Members {
         self.lock().last_contact.is_some_and(|at| at.elapsed() < GONE_AFTER)
     }
 
+    /// We have not been heard of for so long that others may soon take over what we hold.
+    pub fn may_be_taken_for_gone(&self) -> bool {
+        self.lock().last_contact.is_some_and(|last| last.elapsed() > GAP)
+    }
+
     /// Removes Leases of replicas that will not come back.
     pub async fn sweep(&self) {
         let old: Vec<String> = {

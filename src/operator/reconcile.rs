@@ -16,10 +16,10 @@ use super::decide::{Run, Step, Why, decide};
 use super::members::modesty;
 use super::runs::{Ended, Start, by};
 use super::secrets::Secrets;
-use super::status::{Told, is_transient};
+use super::status::{Told, is_finished, is_transient};
 use crate::api::conditions::{self, is_true, reason};
 use crate::api::plan::{SpecFault, validate};
-use crate::api::{Plan, RedisMigration, Status};
+use crate::api::{Phase, Plan, RedisMigration, Status};
 use crate::migration::{self, MigrationError, Outcome};
 
 /// Far more than any object needs at once.
@@ -29,6 +29,8 @@ const CLEAN_UP_MAX: Duration = Duration::from_secs(30);
 const CLEAN_UP_AGAIN: Duration = Duration::from_secs(2);
 /// Asking the sources what their backlogs hold.
 const BACKLOG_MAX: Duration = Duration::from_secs(5);
+/// A Lease that was deleted while somebody holds on to it.
+const LEFT_TO_HOLDER: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Error)]
@@ -125,7 +127,14 @@ impl Context {
         let target = Target::of(&object);
         let running = matches!(self.runs.view(&target.uid, generation(&object)), Run::Running { .. });
         let (held, all) = self.claims.count();
-        let wait = modesty(held, all + 1, self.members.alive());
+        let mut wait = modesty(held, all + 1, self.members.alive());
+        let works = |status: &Status| {
+            !status.shards.is_empty() && !is_finished(status) && status.phase != Phase::Suspended
+        };
+        if object.status.as_ref().is_some_and(works) && self.claims.is_missing(&target.uid) {
+            // Whoever works on it makes it anew at once.
+            wait = wait.max(LEFT_TO_HOLDER);
+        }
         let left = wait.saturating_sub(self.free_for(&target.uid));
         if !running && !left.is_zero() {
             return Ok(Next::Rest(Action::requeue(left)));
@@ -228,7 +237,7 @@ impl Context {
             return Ok(Next::Again(object));
         };
         let (reason, message) = match outcome {
-            Outcome::Failed { reason, message } => (reason, message),
+            Outcome::Failed { reason, message, .. } => (reason, message),
             Outcome::Superseded { message } => {
                 // Most likely the Lease goes, too; what is true of the migration its new holder says.
                 tracing::warn!(migration = %shown(&object), message, "shut out");
@@ -275,7 +284,7 @@ impl Context {
         };
         let mut object = object;
         let mut status = by(status, &self.members.identity);
-        if status.observed_generation != generation(&object) && status.phase == crate::api::Phase::Completed {
+        if status.observed_generation != generation(&object) && status.phase == Phase::Completed {
             // Changed at the last moment: what is done is done.
             status = self.told(&object, &status).same();
         }
@@ -287,6 +296,14 @@ impl Context {
         self.runs.forget(&uid);
         object.status = Some(status);
         Ok(Next::Again(object))
+    }
+
+    /// Before we leave: an outcome that nobody else can know.
+    pub async fn tell_outcome(&self, uid: &str) -> Result<(), ApiError> {
+        let Some(Ended { outcome: Outcome::Done, status, writer }) = self.runs.ended(uid) else {
+            return Ok(());
+        };
+        writer.lock().await.write(by(status, &self.members.identity)).await
     }
 
     async fn show_suspended(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
@@ -312,10 +329,12 @@ impl Context {
         };
         let target = Target::of(&object);
         let mut status = object.status.clone().unwrap_or_default();
-        if status.shards.len() < told.shards.len() {
-            status.shards = told.shards;
+        if status.shards.len() < told.shards.len() || status.phase == Phase::Preflight {
+            (status.shards, status.phase) = (told.shards, told.phase);
         }
-        if status.phase != crate::api::Phase::Completed {
+        let never_begun =
+            status.shards.is_empty() && matches!(status.phase, Phase::Pending | Phase::Preflight);
+        if status.phase != Phase::Completed && !never_begun {
             let cleaning = tokio::time::timeout(CLEAN_UP_MAX, self.clean_target(&object, &status)).await;
             let left = match cleaning {
                 Ok(Ok(())) => None,
@@ -345,10 +364,11 @@ impl Context {
             Err(error) => return Err(error.to_string()),
         };
         loop {
-            let Err(MigrationError { reason, message }) = migration::clean_up(&plan, status).await else {
+            let Err(MigrationError { reason, message, transient }) = migration::clean_up(&plan, status).await
+            else {
                 return Ok(());
             };
-            if !is_transient(reason) {
+            if !transient && !is_transient(reason) {
                 return Err(message);
             }
             tracing::info!(migration = %shown(object), message, "what is kept on the target cannot be removed yet");

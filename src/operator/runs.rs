@@ -16,6 +16,7 @@ use super::decide::{End, Run, Why};
 use super::secrets::Secrets;
 use super::status::{is_finished, is_transient, with_fault};
 use super::writer::Writer;
+use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
 use crate::migration::{self, Observers, Outcome, RunOptions, StopRequest, Until};
 use crate::telemetry::{EngineGauges, Observed, ObservedSet};
@@ -179,6 +180,7 @@ impl Runs {
             let outcome = engine.await.unwrap_or_else(|error| Outcome::Failed {
                 reason: crate::api::conditions::reason::ABORTED,
                 message: format!("the run ended by itself: {error}"),
+                transient: false,
             });
             tracing::info!(?outcome, "the run has ended");
             runs.over(&uid, outcome);
@@ -206,6 +208,28 @@ impl Runs {
             tokio::time::sleep(DRAIN_MAX).await;
             runs.request(&uid, StopRequest::Now);
         });
+    }
+
+    /// Stops what has no epoch in its target to shut out a second writer. It begins again once the API server
+    /// answers and the Lease is still ours.
+    pub fn stop_unfenced(self: &Arc<Self>) {
+        let unfenced: Vec<String> = {
+            let entries = self.lock();
+            let runs = entries.iter().filter_map(|(uid, entry)| match &entry.state {
+                State::Running(running) => Some((uid, running)),
+                State::Waiting { .. } => None,
+            });
+            let unfenced = runs.filter(|(_, running)| {
+                running.plan.delivery == Delivery::AtLeastOnce
+                    && running.outcome.is_none()
+                    && *running.stop.borrow() == StopRequest::Run
+            });
+            unfenced.map(|(uid, _)| uid.clone()).collect()
+        };
+        for uid in unfenced {
+            tracing::warn!("the API server is away: a run without exactly once stops until it is back");
+            self.request(&uid, StopRequest::Drain);
+        }
     }
 
     fn request(&self, uid: &str, stop: StopRequest) -> bool {
@@ -325,6 +349,7 @@ impl Runs {
 fn end_of(outcome: &Outcome) -> End {
     match outcome {
         Outcome::Done | Outcome::Differences { .. } => End::Final,
+        Outcome::Failed { transient: true, .. } => End::Transient,
         Outcome::Failed { reason, .. } if is_transient(reason) => End::Transient,
         Outcome::Failed { .. } => End::Final,
         Outcome::Stopped => End::Stopped,

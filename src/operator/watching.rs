@@ -68,6 +68,9 @@ pub async fn renew(context: Arc<Context>) {
             }
             _ => {}
         }
+        if context.members.may_be_taken_for_gone() {
+            context.runs.stop_unfenced();
+        }
         tokio::time::sleep(if renewed.is_ok() { RENEW } else { RENEW_AGAIN }).await;
     }
 }
@@ -123,6 +126,7 @@ pub async fn leases(context: Arc<Context>, scope: Option<String>) {
             }
         };
         context.health.heard(&name);
+        tracing::trace!(?event, "{name}");
         let concerned: Vec<Target> = match event {
             watcher::Event::Init => {
                 listed.clear();
