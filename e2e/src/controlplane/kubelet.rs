@@ -42,15 +42,13 @@ pub struct Running {
     pub restarts: u32,
 }
 
-/// Writes a kubeconfig to the first path, with the token in the second.
-type WriteConfig = Box<dyn Fn(&Path, &Path) -> Result<()> + Send + Sync>;
-
 struct Node {
     name: String,
     namespace: String,
     api: Api,
     program: PathBuf,
-    kubeconfig: WriteConfig,
+    /// The authority of the API server's certificate.
+    authority: PathBuf,
     folder: TempDir,
     stop: AtomicBool,
     pods: Mutex<HashMap<String, Pod>>,
@@ -79,16 +77,12 @@ impl Kubelet {
         let name = format!("node-of-{namespace}");
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         plane.api().post("/api/v1/nodes", &node)?.expect(&[201, 409])?;
-        let (url, authority, of) = (plane.url().to_owned(), plane.authority(), namespace.to_owned());
         let node = Arc::new(Node {
             name,
             namespace: namespace.to_owned(),
             api: plane.api().clone(),
             program: program.to_owned(),
-            kubeconfig: Box::new(move |file, token| {
-                let user = json!({"tokenFile": token});
-                Ok(std::fs::write(file, super::kubeconfig(&url, &authority, &user, &of)?)?)
-            }),
+            authority: plane.authority(),
             folder: tempfile::Builder::new().prefix("redis-migration-e2e-").tempdir()?,
             stop: AtomicBool::new(false),
             pods: Mutex::default(),
@@ -220,7 +214,9 @@ impl Node {
             std::fs::write(&token_file, self.token(name, uid, &pod["spec"])?)?;
         }
         let kubeconfig = folder.join("kubeconfig");
-        (self.kubeconfig)(&kubeconfig, &token_file)?;
+        let user = json!({"tokenFile": token_file});
+        let config = super::kubeconfig(self.api.url(), &self.authority, &user, &self.namespace)?;
+        std::fs::write(&kubeconfig, config)?;
 
         let log = self.folder.path().join(format!("{name}.log"));
         let mut container = Container::new(pod, &self.program, &self.name, address(), folder, log)?;
