@@ -1,6 +1,7 @@
 //! The command line: what is asked for, and how it is carried out.
 
 mod execute;
+mod files;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,8 +51,10 @@ pub enum Command {
     Crd,
     /// Perform the RedisMigrations of a Kubernetes cluster
     Operator(OperatorArgs),
-    #[command(hide = true)]
-    Decode(NotBuilt),
+    /// Print an RDB file as JSON lines, one a key
+    Decode(DecodeArgs),
+    /// Say what an RDB file holds: keys and bytes by type and prefix, and the largest keys
+    Stat(StatArgs),
 }
 
 #[derive(Args, Debug)]
@@ -99,6 +102,40 @@ pub struct VerifyArgs {
     pub manifest: ManifestArgs,
     #[command(flatten)]
     pub watched: WatchArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DecodeArgs {
+    /// The RDB file; - reads standard input
+    pub file: PathBuf,
+    /// Where the lines go instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct StatArgs {
+    /// The RDB file; - reads standard input
+    pub file: PathBuf,
+    /// Also write a page with plots, which stands alone
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// The character that ends a part of a key
+    #[arg(long, default_value = ":", value_name = "CHARACTER", value_parser = one_byte)]
+    pub separator: u8,
+    /// How many parts make a prefix; 0: no prefixes
+    #[arg(long, default_value_t = 1, value_name = "PARTS")]
+    pub depth: usize,
+    /// How many of the largest keys are named
+    #[arg(long, default_value_t = 20, value_name = "KEYS", value_parser = clap::value_parser!(u16).range(..=10_000))]
+    pub top: u16,
+}
+
+fn one_byte(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        [byte] => Ok(*byte),
+        _ => Err("one ASCII character is expected".to_owned()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -160,13 +197,6 @@ impl OperatorArgs {
     }
 }
 
-/// Takes whatever follows, so that the answer is about the command and not about its flags.
-#[derive(Args, Debug)]
-pub struct NotBuilt {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    _rest: Vec<String>,
-}
-
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum LogFormatArg {
     Text,
@@ -218,12 +248,22 @@ mod tests {
             "check -f m.yaml --output json",
             "crd",
             "operator --namespaces a,b --listen 0.0.0.0:9320 --data-dir /d --identity operator-0 --log-format json",
-            "decode file.rdb --whatever",
+            "decode file.rdb",
+            "decode - --out lines.jsonl",
+            "stat file.rdb --html page.html --separator . --depth 2 --top 5",
         ] {
             let words = std::iter::once("redis-migration").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in ["run", "run -f m --until never", "run -f m --listen nowhere", "dance", "crd -f m"] {
+        for line in [
+            "run",
+            "run -f m --until never",
+            "run -f m --listen nowhere",
+            "dance",
+            "crd -f m",
+            "stat f --separator ab",
+            "decode",
+        ] {
             let words = std::iter::once("redis-migration").chain(line.split(' '));
             assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -232,6 +272,6 @@ mod tests {
     #[test]
     fn help_shows_only_what_works() {
         let help = Cli::command().render_long_help().to_string();
-        assert!(help.contains("verify") && help.contains("operator") && !help.contains("decode"), "{help}");
+        assert!(help.contains("verify") && help.contains("operator"), "{help}");
     }
 }

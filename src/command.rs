@@ -10,7 +10,7 @@ mod rewrite;
 mod split;
 mod table;
 #[cfg(test)]
-mod test_args;
+pub(crate) mod test_args;
 mod transaction;
 
 use std::borrow::Cow;
@@ -164,11 +164,13 @@ enum Rewriting {
     Set,
     SetWithExpiry { unit_ms: i64 },
     Expire { unit_ms: i64 },
-    ExpireAt,
+    ExpireAt { unit_ms: i64 },
     Getex,
     Restore,
     RestoreAsking,
     HashExpire { unit_ms: i64 },
+    HashExpireAt { unit_ms: i64 },
+    Hgetex,
     Hsetex,
     Hgetdel,
     Msetex,

@@ -6,6 +6,8 @@ mod backoff;
 mod clock;
 pub mod command;
 pub mod connection;
+pub mod file;
+pub mod hold;
 pub mod migration;
 pub mod operator;
 pub mod preflight;

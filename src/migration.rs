@@ -9,6 +9,7 @@ mod identity;
 mod kept;
 mod setup;
 mod state;
+mod territory;
 mod verification;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ const PURE: &[&str] = &[
     "resp",
     "command.rs",
     "command",
+    "hold.rs",
     "slot.rs",
     "rdb.rs",
     "rdb",

@@ -3,6 +3,7 @@
 mod json;
 mod live;
 mod plain;
+mod statistics;
 mod summary;
 mod units;
 
@@ -15,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::api::status::{Phase, Status};
 
+pub use statistics::{statistics_page, statistics_table};
 pub use summary::{check_report, run_summary, verification_summary};
 
 /// `--output` as given.

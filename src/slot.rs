@@ -88,6 +88,18 @@ impl SlotRanges {
         self.ranges.iter().map(|&(first, last)| usize::from(last - first) + 1).sum()
     }
 
+    /// Those that are not in `other`.
+    pub fn without(&self, other: &Self) -> Self {
+        self.iter().filter(|slot| !other.contains(*slot)).collect()
+    }
+
+    /// Those of either.
+    pub fn with(&self, other: &Self) -> Self {
+        let mut all = self.clone();
+        other.ranges.iter().for_each(|&(first, last)| all.insert(first, last));
+        all
+    }
+
     /// The slots in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         self.ranges.iter().flat_map(|&(first, last)| first..=last)

@@ -6,4 +6,5 @@ pub mod fence;
 pub mod keys;
 pub mod lane;
 pub mod recovery;
+pub mod scan;
 pub mod wipe;

@@ -128,6 +128,8 @@ pub struct VerifyReport {
     /// looked at with care. Not zero: the sides are far apart, the counts above are too low.
     pub unchecked: u64,
     pub samples: Vec<Difference>,
+    /// Keys whose expiry the target holds, as it does until the migration is complete; no differences.
+    pub held: u64,
 }
 
 impl VerifyReport {
@@ -261,6 +263,7 @@ async fn rounds(
         unsettled_keys: findings.unsettled_keys,
         unchecked,
         samples: findings.samples,
+        held: context.held(),
     })
 }
 

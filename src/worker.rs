@@ -12,10 +12,13 @@ mod live_tests;
 mod mending;
 mod outbox;
 pub mod progress;
+mod recopy;
+mod release;
 mod repair;
 mod route;
 mod snapshot;
 mod stream;
+mod takeover;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +28,6 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::api::plan::ExistingKeys;
-use crate::backoff::Backoff;
 use crate::command::DynamicTable;
 use crate::connection::{Address, Dialer};
 use crate::rdb::RdbError;
@@ -33,15 +35,15 @@ use crate::resp::frame::FrameError;
 use crate::slot::SlotRanges;
 use crate::source::replication::{Acknowledged, Replication, ReplicationError};
 use crate::source::watch::SourceShard;
-use crate::spool::{Origin, SpoolError, SpoolLimits, spool};
+use crate::spool::{Origin, SpoolError, SpoolLimits};
 use crate::target::lane::LaneLimits;
-use crate::topology::{SlotMap, server_info};
+use crate::topology::SlotMap;
 use crate::version::ServerVersion;
 
 use applier::Applier;
-use keeper::{Found, Keeper};
-pub use progress::{Numbers, ShardPhase, ShardProgress};
+pub use progress::{Following, Numbers, ShardPhase, ShardProgress};
 use route::Router;
+use takeover::{open_spool, take_over};
 
 /// Where a shard stopped, so that another run can go on from there.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -106,8 +108,11 @@ pub struct WorkerSetup {
     pub database_map: BTreeMap<u64, u64>,
     /// No other worker writes to this target.
     pub sole_source: bool,
-    /// The slots that this shard serves at the source; `None`: all, without a cluster.
+    /// The slots that an earlier run followed this shard for, or else that it serves at the source; `None`: all,
+    /// without a cluster.
     pub slots: Option<SlotRanges>,
+    /// The slots that it served when this run began.
+    pub serves: Option<SlotRanges>,
     pub lane: LaneLimits,
     pub max_restore_bytes: u64,
     pub spool: SpoolSetup,
@@ -128,6 +133,15 @@ pub struct SpoolSetup {
     pub retain: u64,
     /// Holds a folder for each shard.
     pub folder: PathBuf,
+    /// A later run looks there as well.
+    pub lasts: bool,
+}
+
+impl SpoolSetup {
+    fn limits(&self, file_name: &str) -> SpoolLimits {
+        let Self { memory, disk, retain, ref folder, lasts: _ } = *self;
+        SpoolLimits { memory, disk, retain, folder: folder.join(file_name) }
+    }
 }
 
 #[derive(Debug, Error)]
@@ -187,6 +201,19 @@ impl WorkerError {
         }
     }
 
+    /// True when another run may go on with what was received.
+    fn leaves_spool(&self) -> bool {
+        match self {
+            Self::Source(ReplicationError::Spool(_) | ReplicationError::FullResyncForbidden { .. }) => false,
+            Self::Source(_) | Self::Target(_) | Self::Denied(_) | Self::TooManyRefused { .. } => true,
+            // A key that was the target's own must not pass for one of ours.
+            Self::KeyExists { .. } => false,
+            Self::Fenced(_) | Self::FellBack { .. } => false,
+            Self::Spool(_) | Self::Rdb { .. } | Self::Checksum { .. } | Self::SnapshotEnd { .. } => false,
+            Self::Stream { .. } | Self::LostState { .. } | Self::Overtaken { .. } => false,
+        }
+    }
+
     /// True when the same worker may begin anew from what the target says.
     pub fn calls_for_restart(&self) -> bool {
         matches!(self, Self::FellBack { .. })
@@ -196,8 +223,10 @@ impl WorkerError {
 /// How a worker that was asked to stop left things.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stopped {
-    /// `None`: the snapshot does not stand yet, so another run has to start over.
+    /// `None`: the snapshot does not stand yet.
     pub checkpoint: Option<Checkpoint>,
+    /// What was received and is not applied is on disk for another run.
+    pub spooled: bool,
 }
 
 /// A worker that could not go on.
@@ -219,17 +248,15 @@ pub async fn run(
         TargetShape::Standalone(_) | TargetShape::Watched(_) => Router::Single,
         TargetShape::Cluster(map) => Router::Slots(map.clone()),
     };
-    let keeper = match take_over(&mut setup, &router, &progress, &mut drain).await {
-        Ok(Some(keeper)) => keeper,
-        Ok(None) => return Ok(Stopped { checkpoint: setup.resume }),
-        Err(error) => return Err(Failed { error, left: Stopped { checkpoint: setup.resume } }),
+    let taken = match take_over(&mut setup, &router, &progress, &mut drain).await {
+        Ok(Some(taken)) => taken,
+        Ok(None) => return Ok(Stopped { checkpoint: setup.resume, ..Stopped::default() }),
+        Err(error) => {
+            return Err(Failed { error, left: Stopped { checkpoint: setup.resume, ..Stopped::default() } });
+        }
     };
-    let (writer, reader) = spool(SpoolLimits {
-        memory: setup.spool.memory,
-        disk: setup.spool.disk,
-        retain: setup.spool.retain,
-        folder: setup.spool.folder.join(&setup.file_name),
-    });
+    // Not before: another process may still write there.
+    let (writer, reader, left) = open_spool(&setup, &taken).await;
     let (acknowledge, acknowledged) = watch::channel(Acknowledged::default());
     let link = Replication {
         dialer: setup.source_dialer.clone(),
@@ -241,86 +268,31 @@ pub async fn run(
             replication_id: checkpoint.replication_id.clone(),
             offset: checkpoint.offset,
         }),
+        spooled: left.as_ref().map(|left| (left.origin.clone(), left.stream_at)),
         allow_full_resync: setup.allow_full_resync,
         restarted: setup.restarted,
         acknowledged,
         state: progress.link.clone(),
     };
-    let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress), keeper);
+    let keeps = setup.spool.lasts;
+    let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress), taken.keeper);
+    if let Some(left) = left {
+        progress.link.send_modify(|link| link.snapshot_bytes = left.snapshot_bytes());
+        applier.take_up(left);
+    }
     // The link ends when the applier does, and the other way round.
     let result = tokio::select! {
         error = link.run(writer) => Err(WorkerError::from(error)),
         stopped = applier.run(drain) => stopped,
     };
-    let result = result.map_err(|error| {
+    let keeps = keeps && result.as_ref().err().is_none_or(WorkerError::leaves_spool);
+    let spooled = keeps && applier.leave_spool().await;
+    let result = match result {
+        Ok(stopped) => Ok(Stopped { spooled, ..stopped }),
+        Err(error) if error.calls_for_resync() => Err(Failed { error, left: Stopped::default() }),
         // What stands on the target is known, whatever the reason.
-        let left = if error.calls_for_resync() { Stopped::default() } else { applier.stopped() };
-        Failed { error, left }
-    });
+        Err(error) => Err(Failed { error, left: Stopped { spooled, ..applier.stopped() } }),
+    };
     progress.numbers.send_modify(|numbers| numbers.stopped = true);
     result
-}
-
-/// Makes this worker the only one that writes, and finds out where an earlier one stopped. `None`: asked to
-/// stop before that was known.
-async fn take_over(
-    setup: &mut WorkerSetup,
-    router: &Router,
-    progress: &ShardProgress,
-    drain: &mut watch::Receiver<bool>,
-) -> Result<Option<Option<Keeper>>, WorkerError> {
-    if !setup.exactly_once {
-        return Ok(Some(None));
-    }
-    let mut backoff = Backoff::default();
-    let mut router = router.clone();
-    let (mut keeper, found) = loop {
-        let error = match Keeper::take(setup, &router).await {
-            Ok(taken) => break taken,
-            Err(error) => error,
-        };
-        let again = error.connection().is_some_and(|error| error.is_transient());
-        if !again {
-            let denied = error.connection().is_some_and(|error| error.is_auth());
-            let text = error.to_string();
-            return Err(match error.connection() {
-                Some(_) if denied => WorkerError::Denied(text),
-                Some(_) => WorkerError::Target(text),
-                None => WorkerError::Fenced(text),
-            });
-        }
-        tracing::warn!(shard = %setup.shard, %error, "the target cannot be asked where it stands, trying again");
-        progress.numbers.send_modify(|numbers| numbers.waiting = error.to_string());
-        tokio::select! {
-            () = backoff.wait() => {}
-            Ok(_) = drain.wait_for(|drain| *drain) => return Ok(None),
-        }
-        if let Router::Slots(map) = &mut router {
-            // Slots may have changed hands; when that cannot be asked now, the next attempt does.
-            let _ = map.refresh(&setup.target_dialer).await;
-        }
-    };
-    progress.numbers.send_modify(|numbers| numbers.waiting.clear());
-    match found {
-        Found::Nothing => {
-            if setup.resume.take().is_some() {
-                tracing::warn!(shard = %setup.shard, "the target has nothing of what an earlier run left there: it is copied again");
-                setup.restarted = true;
-            }
-        }
-        Found::Resume(_) if setup.anew => setup.own_keys = true,
-        Found::Resume(checkpoint) => {
-            tracing::info!(shard = %setup.shard, offset = checkpoint.offset, "going on from what the target has");
-            // What an earlier run may have applied, it had received by now.
-            let info = server_info(&setup.source_dialer, &setup.source).await;
-            keeper.replay_until = info.map_or(i64::MAX, |info| info.offset.max(checkpoint.offset));
-            setup.resume = Some(checkpoint);
-        }
-        Found::Begun(why) => {
-            tracing::info!(shard = %setup.shard, why, "an earlier run was here: copying anew");
-            setup.restarted |= setup.resume.take().is_some();
-            setup.own_keys = true;
-        }
-    }
-    Ok(Some(Some(keeper)))
 }

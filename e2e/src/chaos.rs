@@ -23,6 +23,7 @@ use anyhow::{Context, Result};
 pub use fault::Fault;
 pub use plan::{Choice, Plan, Shape, Step};
 pub use report::{Outcome, Summary};
+pub use shards::{Shards, SlotMove};
 
 use deployment::{Deployment, Side};
 

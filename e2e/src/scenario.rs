@@ -68,7 +68,8 @@ pub fn copy_at_rest(
 ) -> Result<Report> {
     let finished = Tool::until_in_sync(manifest)?.expect_exit(0, PATIENCE)?;
     let status = finished.status()?;
-    let report = wait_equal_with(source, target, rules, Duration::ZERO);
+    let rules = Rules { held: false, ..rules.clone() };
+    let report = wait_equal_with(source, target, &rules, Duration::ZERO);
     let report = report.with_context(|| format!("the tool found no difference; its status: {status}"))?;
     nothing_quarantined(&status)?;
     Ok(report)

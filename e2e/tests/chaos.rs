@@ -32,6 +32,7 @@ fn kills(seed: u64, target: Shape) -> Result<Plan> {
         faults: vec![Fault::Kill, Fault::ResetTarget],
         steps: (8, 8),
         additive: Some(100),
+        slow_start: Some(false),
         ..between(Shape::Standalone, target)
     };
     Plan::new(seed, &choice)
@@ -57,6 +58,28 @@ fn without_guards_kills_differ() -> Result<()> {
         }
     }
     anyhow::bail!("four runs without guards, and no difference: chaos would see none")
+}
+
+/// Killed in the full sync, time and again, it goes on with what it had on disk.
+#[test]
+fn exact_after_kills_in_the_full_sync() -> Result<()> {
+    let mut arena = Arena::new(false);
+    let mut taken_up = 0;
+    for (seed, target) in [(1, Shape::Standalone), (2, Shape::Cluster)] {
+        let choice = Choice {
+            faults: vec![Fault::Kill, Fault::Stop],
+            steps: (5, 5),
+            slow_start: Some(true),
+            ..between(Shape::Standalone, target)
+        };
+        let plan = Plan::new(seed, &choice)?;
+        let outcome = arena.run(&plan)?;
+        println!("{outcome}");
+        ensure!(outcome.is_exact(), "{outcome}\n{}{}", outcome.details(), kept(&outcome));
+        taken_up += outcome.counts.taken_up;
+    }
+    ensure!(taken_up > 0, "no run was caught with its spool on disk");
+    Ok(())
 }
 
 #[test]

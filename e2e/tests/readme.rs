@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::chaos::{Shards, SlotMove};
+use e2e::client::slot;
 use e2e::compare::wait_equal;
 use e2e::dataset::Dataset;
 use e2e::load::Load;
-use e2e::scenario::{PATIENCE, copy_at_rest, copy_under_load};
+use e2e::scenario::{PATIENCE, copy_at_rest, copy_under_load, stop};
 use e2e::tool::Finished;
-use e2e::{Cluster, Manifest, Sentinels, Server, Tool, Version, args, compare::Rules};
+use e2e::{Cluster, Manifest, Sentinels, Server, Tool, Version, args, compare::Rules, wait_until};
 
 const VERSION: Version = Version::REDIS_7_0;
 const WITH_ACL: [Version; 5] =
@@ -124,6 +126,48 @@ fn the_least_permissions_suffice_for_clusters_and_their_replicas() -> Result<()>
         .set("/spec/source/redis/readFrom", "PreferReplica");
     copy_under_load(&manifest, &source.endpoint(), &target.endpoint(), Load::default(), &Rules::default())?;
     source.nodes.iter().chain(&target.nodes).try_for_each(assert_nothing_refused)
+}
+
+#[test]
+fn the_least_permissions_suffice_for_slots_that_move() -> Result<()> {
+    for to_cluster in [false, true] {
+        let shards = Shards { cluster: Cluster::start(VERSION, 2, 0)? };
+        let (server, cluster) = (Server::start(VERSION)?, Cluster::start(VERSION, 2, 0)?);
+        let target = if to_cluster { cluster.endpoint() } else { server.endpoint() };
+        let readme = Readme::read()?;
+        let rows = |row| ["cluster", "check", "name", row];
+        for node in &shards.cluster.nodes {
+            readme.user(node, "source", &rows("moving-source"))?;
+        }
+        for node in cluster.nodes.iter().chain([&server]) {
+            readme.user(node, "target", &rows("moving-target"))?;
+        }
+        let endpoint = shards.cluster.endpoint();
+        let mut client = shards.cluster.client()?;
+        for number in 0..50 {
+            let key = format!("{{0}}:{number}");
+            client.on(key.as_bytes())?.run(args!["SET", key, "1"])?;
+        }
+        let tool = Tool::run(&logins(Manifest::between(&endpoint, &target)), &[])?;
+        tool.wait_condition("InSync", PATIENCE)?;
+        let moved = SlotMove::begin(&shards, slot(b"0"), 0)?;
+        ensure!(moved.finish(&shards)?, "the cluster failed over by itself");
+        let arrived = || {
+            let mut client = shards.cluster.client()?;
+            client.on(b"{0}:new")?.run(args!["SET", "{0}:new", "1"])?;
+            Ok((e2e::compare::compare(&endpoint, &target)?.differences.is_empty()).then_some(()))
+        };
+        wait_until("the slot that moved", PATIENCE, arrived)?;
+        stop(tool)?;
+        shards
+            .cluster
+            .nodes
+            .iter()
+            .chain(&cluster.nodes)
+            .chain([&server])
+            .try_for_each(assert_nothing_refused)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -155,6 +155,10 @@ pub struct ShardStatus {
     pub resumes: i64,
     /// Full syncs that had to be repeated.
     pub full_resyncs: i64,
+    /// Expiries are held on the target, as they are until the cutover: it expires nothing by itself.
+    pub expiries_held: bool,
+    /// Keys and hash fields that got their own expiries back.
+    pub expiries_released: i64,
     /// Last error, empty when none. Holds no secret.
     pub last_error: String,
 }
@@ -255,7 +259,8 @@ mod tests {
                 "shards": [{"id": "", "slots": "", "worker": "", "phase": "Pending", "replicationId": "",
                             "receivedOffset": 0, "appliedOffset": 0, "lagBytes": 0, "lagMillis": 0,
                             "keysApplied": 0, "commandsApplied": 0, "bytesRead": 0, "bytesTotal": 0,
-                            "resumes": 0, "fullResyncs": 0, "lastError": ""}],
+                            "resumes": 0, "fullResyncs": 0, "expiriesHeld": false, "expiriesReleased": 0,
+                            "lastError": ""}],
                 "verification": {"mode": "Full", "round": 0, "keysCompared": 0, "differences": 0, "samples": []},
                 "quarantine": {"commands": 0, "samples": []},
                 "cutover": {"writePauseMillis": 0},

@@ -16,7 +16,7 @@ use redis_migration::telemetry::{EngineGauges, Observed};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CheckArgs, Cli, Command, ManifestArgs, OperatorArgs, RunArgs, VerifyArgs, WatchArgs};
+use super::{CheckArgs, Cli, Command, ManifestArgs, OperatorArgs, RunArgs, VerifyArgs, WatchArgs, files};
 
 /// How the process ends; the numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,8 @@ pub fn execute(cli: &Cli) -> Result<Exit> {
         Command::Verify(args) => verify(args, cli.log_format()),
         Command::Crd => print(&crd::yaml().context("the CustomResourceDefinition")?),
         Command::Operator(args) => operate(args, cli.log_format()),
-        Command::Decode(_) => Ok(not_built("decode")),
+        Command::Decode(args) => files::decode(args),
+        Command::Stat(args) => files::stat(args),
     }
 }
 
@@ -286,7 +287,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// A reader of standard output that has gone is no fault.
-fn print(text: &str) -> Result<Exit> {
+pub(super) fn print(text: &str) -> Result<Exit> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
@@ -294,16 +295,12 @@ fn print(text: &str) -> Result<Exit> {
     }
 }
 
-fn complain(message: &str) -> Exit {
+pub(super) fn complain(message: &str) -> Exit {
     eprintln!("error: {message}");
     Exit::Failed
 }
 
-fn complain_usage(message: &str) -> Exit {
+pub(super) fn complain_usage(message: &str) -> Exit {
     complain(message);
     Exit::Usage
-}
-
-fn not_built(command: &str) -> Exit {
-    complain_usage(&format!("{command}: not supported by this version yet"))
 }

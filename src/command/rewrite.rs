@@ -1,5 +1,5 @@
 //! Commands as the target must get them: expiries made absolute, so that lag does not lengthen
-//! them, and forms that the target does not know replaced where another has exactly the same effect.
+//! them, and held where that is asked for (`hold.rs`); forms that the target does not know replaced where another has exactly the same effect.
 //!
 //! As in `split.rs`, a condition that guards a whole command (SET NX, EXPIRE GT …) is dropped when
 //! the command is rewritten anyway: the stream carries it only because it took effect.
@@ -8,16 +8,18 @@ mod expiry;
 mod newer;
 
 use super::{CommandSpec, Rewriting};
+use crate::hold::Holding;
 use crate::resp::{Args, array_header, bulk};
 use crate::version::{Flavor, ServerVersion};
 
-/// Two moments in Unix milliseconds.
+/// Two moments in Unix milliseconds, and what is made of expiries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// When the command's bytes arrived from the source: relative expiries count from here.
     pub received_at_ms: i64,
     /// For targets that cannot be told an absolute time.
     pub now_ms: i64,
+    pub holding: Holding,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +56,13 @@ pub fn rewrite(
         Rewriting::Set => writer.set(),
         Rewriting::SetWithExpiry { unit_ms } => writer.set_with_expiry(unit_ms),
         Rewriting::Expire { unit_ms } => writer.expire(unit_ms),
-        Rewriting::ExpireAt => writer.expire_at(),
+        Rewriting::ExpireAt { unit_ms } => writer.expire_at(unit_ms),
         Rewriting::Getex => writer.getex(),
         Rewriting::Restore => writer.restore(false),
         Rewriting::RestoreAsking => writer.restore(true),
         Rewriting::HashExpire { unit_ms } => writer.hash_expire(unit_ms),
+        Rewriting::HashExpireAt { unit_ms } => writer.hash_expire_at(unit_ms),
+        Rewriting::Hgetex => writer.hgetex(),
         Rewriting::Hsetex => writer.hsetex(),
         Rewriting::Msetex => writer.msetex(),
         Rewriting::Hgetdel => writer.hgetdel(),

@@ -174,8 +174,12 @@ static TABLE: &[CommandSpec] = &[
     command("PEXPIRE", -3, ONE, Replayable)
         .unless(Condition::Expire)
         .rewritten(Rewriting::Expire { unit_ms: 1 }, 3),
-    command("EXPIREAT", -3, ONE, Replayable).unless(Condition::Expire).rewritten(Rewriting::ExpireAt, 4),
-    command("PEXPIREAT", -3, ONE, Replayable).unless(Condition::Expire).rewritten(Rewriting::ExpireAt, 4),
+    command("EXPIREAT", -3, ONE, Replayable)
+        .unless(Condition::Expire)
+        .rewritten(Rewriting::ExpireAt { unit_ms: 1000 }, 3),
+    command("PEXPIREAT", -3, ONE, Replayable)
+        .unless(Condition::Expire)
+        .rewritten(Rewriting::ExpireAt { unit_ms: 1 }, 3),
     command("RESTORE", -4, ONE, Replayable)
         .unless(Condition::WithoutReplace)
         .rewritten(Rewriting::Restore, 4),
@@ -243,7 +247,7 @@ static TABLE: &[CommandSpec] = &[
     command("HINCRBY", 4, ONE, Guarded),
     command("HINCRBYFLOAT", 4, ONE, Guarded),
     command("HSETEX", -6, ONE, Replayable).unless(Condition::HashExpire).rewritten(Rewriting::Hsetex, 6),
-    command("HGETEX", -5, ONE, Guarded),
+    command("HGETEX", -5, ONE, Guarded).rewritten(Rewriting::Hgetex, 5),
     command("HGETDEL", -5, ONE, Replayable).rewritten(Rewriting::Hgetdel, 5),
     command("HEXPIRE", -6, ONE, Replayable)
         .unless(Condition::HashExpire)
@@ -251,8 +255,12 @@ static TABLE: &[CommandSpec] = &[
     command("HPEXPIRE", -6, ONE, Replayable)
         .unless(Condition::HashExpire)
         .rewritten(Rewriting::HashExpire { unit_ms: 1 }, 6),
-    command("HEXPIREAT", -6, ONE, Replayable).unless(Condition::HashExpire),
-    command("HPEXPIREAT", -6, ONE, Replayable).unless(Condition::HashExpire),
+    command("HEXPIREAT", -6, ONE, Replayable)
+        .unless(Condition::HashExpire)
+        .rewritten(Rewriting::HashExpireAt { unit_ms: 1000 }, 6),
+    command("HPEXPIREAT", -6, ONE, Replayable)
+        .unless(Condition::HashExpire)
+        .rewritten(Rewriting::HashExpireAt { unit_ms: 1 }, 6),
     command("HPERSIST", -5, ONE, Replayable),
     // Sorted sets and geo
     command("ZADD", -4, ONE, Replayable).unless(Condition::SortedAdd),

@@ -1,11 +1,13 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
+mod ending;
 mod live;
+mod preparing;
+mod watching;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::FutureExt;
 use tokio::sync::watch;
@@ -14,22 +16,21 @@ use tracing::Instrument;
 
 use super::checkpoints::{self, Checkpoints};
 use super::degraded;
-use super::identity::{KnownShard, identify};
-use super::kept;
-use super::state::{Shard, State, is_in_sync};
-use super::verification::{self, failed, settle};
-use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until, setup};
+use super::identity::KnownShard;
+use super::state::{Shard, State};
+use super::territory;
+use super::verification::{self, failed, released, settle};
+use super::{MigrationError, Observers, Outcome, RunOptions, StopRequest, Until};
 use crate::api::conditions::{self, reason};
-use crate::api::plan::{CutoverMode, Delivery, ExistingKeys, FullResyncPolicy};
+use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
 use crate::api::{Phase, Plan};
-use crate::connection::{Address, ConnectionError};
+use crate::connection::Address;
 use crate::preflight::PreflightReport;
-use crate::source::replication::ReplicationError;
 use crate::verify::{Settle, VerifyError, VerifyProgress, VerifyReport, verify};
-use crate::worker::{self, Checkpoint, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+use crate::worker::{self, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+use preparing::{Prepared, prepare};
+use watching::poll_until;
 
-/// How often the workers' numbers are gathered.
-const GATHER: Duration = Duration::from_millis(200);
 /// A verification that lost a server that did not move is started again this often.
 const VERIFY_REPEATS: u32 = 3;
 
@@ -47,8 +48,8 @@ struct Run {
     report: PreflightReport,
     shards: Vec<Shard>,
     workers: JoinSet<(usize, Result<Stopped, worker::Failed>)>,
-    /// Where workers stood that could not go on, by shard id.
-    left: BTreeMap<String, Checkpoint>,
+    /// How workers that could not go on left their shards, by shard id.
+    left: BTreeMap<String, Stopped>,
     /// What another run recognises the shards by.
     known: Vec<KnownShard>,
     /// To start a worker again, in the order of `shards`.
@@ -59,6 +60,8 @@ struct Run {
     adopted: watch::Sender<u64>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
+    /// Slots that had been taken over from other shards when everything was compared last.
+    compared_adoptions: u64,
     /// Full resyncs by the time that all shards had their snapshot last.
     settled_resyncs: u64,
 }
@@ -101,68 +104,6 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
     run.end(outcome).await
 }
 
-/// What there is to know before the first worker starts.
-struct Prepared {
-    report: PreflightReport,
-    setups: Vec<WorkerSetup>,
-    /// The shards, in the order of `setups`.
-    known: Vec<KnownShard>,
-    temporary: Option<RemoveFolder>,
-}
-
-async fn prepare(plan: &Plan, options: &RunOptions, state: &mut State) -> Result<Prepared, MigrationError> {
-    let impossible =
-        |message: String| MigrationError { reason: reason::PREFLIGHT_FAILED, message, transient: false };
-    let mut earlier = match &options.data_dir {
-        Some(data_dir) => {
-            checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?
-        }
-        None => Checkpoints::default(),
-    };
-    if let Some(told) = &options.earlier {
-        earlier.learn(told, plan.delivery);
-    }
-    let report = setup::preflight(plan, !earlier.begun).await.inspect_err(|error| {
-        state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
-    })?;
-    for warning in &report.warnings {
-        tracing::warn!("{warning}");
-    }
-    state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
-    state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
-    let (folder, temporary) = spool_folder(options, plan)
-        .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
-    let topology = &setup::sides(&report)?.0.topology;
-    let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
-    let setups = setup::workers(plan, &report, &folder, &earlier, &known).await?;
-    Ok(Prepared { report, setups, known, temporary })
-}
-
-/// The folder for segment files; a temporary one is removed with its guard.
-fn spool_folder(options: &RunOptions, plan: &Plan) -> std::io::Result<(PathBuf, Option<RemoveFolder>)> {
-    match &options.data_dir {
-        Some(data_dir) => {
-            let folder = data_dir.join("spool");
-            std::fs::create_dir_all(&folder)?;
-            Ok((folder, None))
-        }
-        None => {
-            let name = format!("redis-migration-{}-{}", plan.uid, std::process::id());
-            let folder = std::env::temp_dir().join(name);
-            Ok((folder.clone(), Some(RemoveFolder(folder))))
-        }
-    }
-}
-
-struct RemoveFolder(PathBuf);
-
-impl Drop for RemoveFolder {
-    fn drop(&mut self) {
-        // It exists only if the spool needed the disk; the workers' own folders in it are gone already.
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 impl Run {
     fn start(
         plan: Arc<Plan>,
@@ -202,6 +143,7 @@ impl Run {
             drain: watch::Sender::new(false),
             adopted: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
+            compared_adoptions: 0,
             settled_resyncs: 0,
         };
         (0..run.setups.len()).for_each(|index| run.start_worker(index));
@@ -237,7 +179,7 @@ impl Run {
         let again = error.calls_for_resync() && self.restarts < policy.backoff_limit && allowed;
         let Some(setup) = self.setups.get_mut(index).filter(|_| again) else {
             let shard = self.shards.get(index).map(|shard| shard.id.clone());
-            self.left.extend(shard.zip(left.checkpoint));
+            self.left.extend(shard.map(|shard| (shard, left)));
             return Err(Ended::Worker(error));
         };
         tracing::warn!(shard = %setup.shard, %error, "starting again with a full sync");
@@ -279,13 +221,19 @@ impl Run {
         self.state.phase(Phase::IncrementalSync, &message);
 
         loop {
+            self.slots_at_rest().await?;
             let verification = self.plan.verification;
             if let Some(outcome) = self.verify().await? {
                 return Ok(outcome);
             }
             if self.options.until == Until::InSync {
+                self.slots_at_rest().await?;
                 self.nothing_moved()?;
                 self.nothing_refused()?;
+                // Otherwise another run goes on from here to the cutover.
+                if self.plan.cutover.mode == CutoverMode::Never {
+                    self.release().await?;
+                }
                 return Ok(Outcome::Done);
             }
             if let Some(outcome) = self.cut_over(verification).await? {
@@ -297,6 +245,7 @@ impl Run {
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
     async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
         let mut repeats = 0;
+        self.compared_adoptions = adoptions(&self.shards);
         let verified = loop {
             let places = self.places();
             let Some(verified) = self.verify_once().await? else { return Ok(None) };
@@ -307,6 +256,15 @@ impl Run {
                     repeats += u32::from(!moved);
                     let shards = self.shards.clone();
                     self.until(async move { settle(&shards).await }).await?;
+                }
+                // A slot on its way is not equal on both sides.
+                Ok(report)
+                    if report.differences() > self.plan.verification.max_differences
+                        && self.slots_moved_since_compared() =>
+                {
+                    tracing::warn!("slots of the source moved during the verification, starting it again");
+                    self.slots_at_rest().await?;
+                    self.compared_adoptions = adoptions(&self.shards);
                 }
                 verified => break verified,
             }
@@ -357,6 +315,59 @@ impl Run {
         self.shards.iter().map(|shard| (shard.master(), shard.reader())).collect()
     }
 
+    /// Until every slot of the source is followed where it is served, if waiting can bring that about.
+    async fn slots_at_rest(&mut self) -> Result<(), Ended> {
+        if self.follows_slots() {
+            let shards = self.shards.clone();
+            let at_rest = move || degraded::moved(&shards).is_none() || degraded::stuck(&shards).is_some();
+            self.until(poll_until(at_rest)).await?;
+        }
+        Ok(())
+    }
+
+    fn slots_moved_since_compared(&self) -> bool {
+        let moving = degraded::moved(&self.shards).is_some() && degraded::stuck(&self.shards).is_none();
+        self.follows_slots() && (moving || adoptions(&self.shards) > self.compared_adoptions)
+    }
+
+    /// Slots that move can be copied: not where own and foreign keys of the target cannot be told apart, or
+    /// other databases than the first may hold keys.
+    fn follows_slots(&self) -> bool {
+        let databases = self.report.source.as_ref().and_then(|source| source.topology.databases);
+        self.plan.target.existing_keys != ExistingKeys::Skip && databases.is_none_or(|count| count <= 1)
+    }
+
+    /// Tells each worker which slots of the source are its own.
+    fn share_out_slots(&self) {
+        let holdings = degraded::holdings(&self.shards);
+        if !self.follows_slots() || holdings.is_empty() || territory::at_rest(&holdings) {
+            return;
+        }
+        for (shard, slots) in self.shards.iter().zip(territory::wanted(&holdings)) {
+            shard.progress.wanted.send_if_modified(|wanted| {
+                let news = wanted.as_ref() != Some(&slots);
+                *wanted = Some(slots);
+                news
+            });
+        }
+    }
+
+    /// Has the keys on the target given their own expiries back.
+    async fn release(&mut self) -> Result<(), Ended> {
+        let message = "giving keys on the target their own expiries back";
+        self.state.phase(Phase::IncrementalSync, message);
+        for shard in &self.shards {
+            shard.progress.release.send_replace(true);
+        }
+        let shards = self.shards.clone();
+        self.until(async move {
+            for shard in &shards {
+                released(shard).await;
+            }
+        })
+        .await
+    }
+
     /// Keys of slots that changed hands may be missing on the target.
     fn nothing_moved(&mut self) -> Result<(), Ended> {
         let Some(message) = degraded::moved(&self.shards) else { return Ok(()) };
@@ -378,210 +389,9 @@ impl Run {
         self.state.set(conditions::CUTOVER_READY, false, reason::COMMANDS_QUARANTINED, &message);
         Err(Ended::Other { reason: reason::COMMANDS_QUARANTINED, message })
     }
-
-    async fn until(&mut self, job: impl Future<Output = ()>) -> Result<(), Ended> {
-        self.until_with(job, |_| {}).await
-    }
-
-    /// Waits for `job`, and meanwhile reports, heeds the stop request and watches the workers.
-    async fn until_with(
-        &mut self,
-        job: impl Future<Output = ()>,
-        mut report: impl FnMut(&mut State),
-    ) -> Result<(), Ended> {
-        let mut job = std::pin::pin!(job);
-        let mut stop = self.options.stop.clone();
-        let mut plans = self.options.plans.clone();
-        let mut tick = tokio::time::interval(GATHER);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = &mut job => return Ok(()),
-                Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => return Err(Ended::Stop),
-                plan = live::newer(&mut plans, &self.plan) => self.adopt(plan),
-                Some(ended) = self.workers.join_next() => match ended {
-                    Ok((_, Ok(_))) => return Err(Ended::Stop),
-                    Ok((index, Err(failed))) => self.start_again(index, failed)?,
-                    Err(error) => {
-                        let message = format!("a shard worker ended by itself: {error}");
-                        return Err(Ended::Other { reason: reason::ABORTED, message });
-                    }
-                },
-                _ = tick.tick() => {
-                    report(&mut self.state);
-                    self.observe()?;
-                }
-            }
-        }
-    }
-
-    fn observe(&mut self) -> Result<(), Ended> {
-        self.state.gather(&self.shards);
-        let causes = degraded::causes(&self.shards, &self.state.status);
-        if let Some((reason, _)) = causes.first() {
-            let messages: Vec<&str> = causes.iter().map(|(_, message)| message.as_str()).collect();
-            self.state.set(conditions::DEGRADED, true, reason, &messages.join("; "));
-        } else {
-            // The only cause that passes.
-            self.state.remove_reason(conditions::DEGRADED, reason::SPOOL_FULL);
-        }
-        let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
-        let moved: u64 = self
-            .shards
-            .iter()
-            .map(|shard| shard.numbers())
-            .map(|numbers| {
-                numbers.keys
-                    + numbers.commands
-                    + numbers.snapshot_read
-                    + numbers.applied_offset.unsigned_abs()
-            })
-            .sum();
-        let idle = |shard: &Shard| {
-            let numbers = shard.numbers();
-            is_in_sync(&numbers, &shard.link()) && numbers.lag_bytes == 0
-        };
-        let policy = self.plan.failure_policy;
-        if self.shards.iter().all(|shard| shard.numbers().phase == ShardPhase::IncrementalSync) {
-            self.settled_resyncs = resyncs;
-        }
-        // What is replayed time and again is no progress; only a new full sync starts again from 0, and not
-        // for ever, should none of them come to its end.
-        let resyncs = resyncs.min(self.settled_resyncs + u64::from(policy.backoff_limit));
-        if (resyncs, moved) > self.last_progress.1 {
-            self.last_progress = (Instant::now(), (resyncs, moved));
-        } else if self.shards.iter().all(idle) {
-            self.last_progress.0 = Instant::now();
-        }
-        let deadline = Duration::from_secs(policy.progress_deadline_seconds);
-        if !deadline.is_zero() && self.last_progress.0.elapsed() > deadline {
-            let mut last = self.state.status.shards.iter().map(|shard| shard.last_error.as_str());
-            let last = last.find(|error| !error.is_empty()).unwrap_or("no error was reported");
-            let message = format!("no progress for {} s: {last}", policy.progress_deadline_seconds);
-            return Err(Ended::Other { reason: reason::DEADLINE_EXCEEDED, message });
-        }
-        Ok(())
-    }
-
-    /// Stops the workers, keeps the checkpoint where it is of use, says how it ended.
-    async fn end(mut self, result: Result<Outcome, Ended>) -> Outcome {
-        let checkpoints = self.stop_workers().await;
-        self.state.gather(&self.shards);
-        let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
-        if finished && self.plan.delivery == Delivery::ExactlyOnce {
-            let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
-            if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
-                tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
-            }
-        }
-        let mut kept = false;
-        if let Some(data_dir) = self.options.data_dir.clone() {
-            let written = if finished {
-                checkpoints::clear(&data_dir, &self.plan.uid)
-            } else {
-                kept = checkpoints.len() == self.shards.len();
-                // A key that was the target's own must not pass for one of ours in the next run.
-                let begun = !matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
-                let left = Checkpoints { begun, shards: checkpoints, known: std::mem::take(&mut self.known) };
-                checkpoints::save(&data_dir, &self.plan.uid, &left)
-            };
-            if let Err(error) = written {
-                tracing::error!("{error}");
-                kept = false;
-            }
-        }
-        match result {
-            Ok(Outcome::Done) if finished => {
-                self.state.finish(
-                    Phase::Completed,
-                    true,
-                    reason::COMPLETED,
-                    "completed: the target has everything",
-                );
-                Outcome::Done
-            }
-            Ok(Outcome::Differences { count }) => {
-                let message = format!("source and target differ in {count} key(s)");
-                self.state.finish(Phase::Failed, false, reason::VERIFICATION_FAILED, &message);
-                Outcome::Differences { count }
-            }
-            Ok(outcome) => {
-                self.state.publish();
-                outcome
-            }
-            Err(Ended::Stop) => {
-                let message = match (kept, &self.options.data_dir) {
-                    (true, _) => "stopped; started again with the same data-dir it goes on",
-                    (false, None) => "stopped; without --data-dir no checkpoint is kept",
-                    (false, Some(_)) => {
-                        "stopped before the snapshot stood: started again with the same data-dir it copies anew"
-                    }
-                };
-                tracing::info!("{message}");
-                self.state.status.message = message.to_owned();
-                self.state.publish();
-                Outcome::Stopped
-            }
-            Err(Ended::Worker(WorkerError::Fenced(message))) => {
-                failed(&mut self.state, reason::ABORTED, message.clone());
-                Outcome::Superseded { message }
-            }
-            Err(Ended::Worker(error)) => {
-                let (reason, mut message) = (reason_of(&error), error.to_string());
-                if matches!(error, WorkerError::KeyExists { .. })
-                    && self.plan.target.existing_keys == ExistingKeys::Fail
-                {
-                    message.push_str("; keys copied so far stay on the target");
-                }
-                failed(&mut self.state, reason, message)
-            }
-            Err(Ended::Other { reason, message }) => failed(&mut self.state, reason, message),
-        }
-    }
-
-    async fn stop_workers(&mut self) -> BTreeMap<String, Checkpoint> {
-        self.drain.send_replace(true);
-        let mut checkpoints = std::mem::take(&mut self.left);
-        while let Some(ended) = self.workers.join_next().await {
-            let (index, stopped) = match ended {
-                Ok((index, Ok(stopped))) => (index, stopped),
-                Ok((index, Err(worker::Failed { error, left }))) => {
-                    tracing::warn!(%error, "a shard worker ended with an error");
-                    (index, left)
-                }
-                Err(error) => {
-                    tracing::error!(%error, "a shard worker ended by itself");
-                    continue;
-                }
-            };
-            let shard = self.shards.get(index).map(|shard| shard.id.clone());
-            checkpoints.extend(shard.zip(stopped.checkpoint));
-        }
-        checkpoints
-    }
 }
 
-fn reason_of(error: &WorkerError) -> &'static str {
-    let connection = |error: &ConnectionError, unreachable| {
-        if error.is_auth() { reason::AUTH_FAILED } else { unreachable }
-    };
-    match error {
-        WorkerError::Source(ReplicationError::Connection(error)) => {
-            connection(error, reason::SOURCE_UNREACHABLE)
-        }
-        WorkerError::Source(ReplicationError::Refused { .. }) => reason::AUTH_FAILED,
-        WorkerError::Source(ReplicationError::FullResyncForbidden { .. }) => reason::FULL_RESYNC_FORCED,
-        WorkerError::Source(_) => reason::SOURCE_UNREACHABLE,
-        WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
-        WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
-        WorkerError::Target(_) | WorkerError::FellBack { .. } => reason::TARGET_UNREACHABLE,
-        WorkerError::LostState { .. } | WorkerError::Overtaken { .. } => reason::FULL_RESYNC_FORCED,
-        WorkerError::Fenced(_) => reason::ABORTED,
-        WorkerError::Denied(_) => reason::AUTH_FAILED,
-        WorkerError::Spool(_)
-        | WorkerError::Rdb { .. }
-        | WorkerError::Checksum { .. }
-        | WorkerError::SnapshotEnd { .. }
-        | WorkerError::Stream { .. } => reason::ABORTED,
-    }
+/// How often slots were taken over from another shard.
+fn adoptions(shards: &[Shard]) -> u64 {
+    shards.iter().map(|shard| shard.following().adoptions).sum()
 }

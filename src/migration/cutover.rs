@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::state::Shard;
-use super::verification::{caught_up, source_offset};
+use super::verification::{caught_up, released, source_offset};
 use crate::api::plan::CutoverPlan;
 use crate::connection::{Address, Connection, ConnectionError};
 use crate::resp::Reply;
@@ -74,6 +74,8 @@ async fn pause_and_wait(
     let drained = async {
         for (shard, writer) in shards.iter().zip(&writers) {
             caught_up(shard, source_offset(shard, Some(writer)).await).await;
+            // They are held again where a connection was lost meanwhile.
+            released(shard).await;
         }
     };
     if tokio::time::timeout(limit.saturating_sub(began.elapsed()), drained).await.is_err() {

@@ -1,9 +1,11 @@
 //! What is wrong although the migration goes on (PURE).
 
 use super::state::Shard;
+use super::territory::Holding;
 use crate::api::Status;
 use crate::api::conditions::reason;
-use crate::command::{Kind, lookup};
+use crate::slot::SlotRanges;
+use crate::source::watch::SourceShard;
 
 /// Reasons and messages of the condition `Degraded`, the gravest first.
 pub fn causes(shards: &[Shard], status: &Status) -> Vec<(&'static str, String)> {
@@ -33,26 +35,55 @@ pub fn causes(shards: &[Shard], status: &Status) -> Vec<(&'static str, String)> 
     causes
 }
 
-/// Which slots of the source changed hands while the migration ran; `None`: none did.
+/// Which slots of the source are not, or not for long, followed where they are served; `None`: all are.
 pub fn moved(shards: &[Shard]) -> Option<String> {
-    let told = shards.iter().filter_map(|shard| {
-        let slots = shard.moved_slots();
-        if !slots.is_empty() {
-            return Some(format!("slots {slots} of shard {}", shard.id));
+    let mut told = Vec::new();
+    let holdings = holdings(shards);
+    for (shard, holding) in shards.iter().zip(&holdings) {
+        let left = holding.follows.without(&holding.serves).with(&holding.leaving);
+        let came: SlotRanges = holding.serves.without(&holding.follows);
+        let followed = |slot: u16| holdings.iter().any(|other| other.follows.contains(slot));
+        let came: SlotRanges = came.iter().filter(|slot| !followed(*slot)).collect();
+        for (slots, way) in [(left, "of"), (came, "that came to")] {
+            if !slots.is_empty() {
+                told.push(format!("slots {slots} {way} shard {}", shard.id));
+            }
         }
-        // Servers that move slots as a whole say so in the stream, which may come before the topology shows it.
-        let mut refused = shard.progress.quarantined().into_iter();
-        refused
-            .any(|entry| {
-                lookup(entry.refusal.command.as_bytes()).is_some_and(|spec| spec.kind == Kind::TopologyChange)
-            })
-            .then(|| format!("slots of or to shard {}", shard.id))
+    }
+    if told.is_empty() {
+        return None;
+    }
+    let next = stuck(shards).unwrap_or_else(|| {
+        "their keys are copied again when the move is over, and there is no cutover before".to_owned()
     });
-    let told: Vec<String> = told.collect();
-    (!told.is_empty()).then(|| {
-        format!(
-            "{} moved between source shards while the migration ran: their keys may be missing or outdated on the target, so there will be no cutover; start over when the source has come to rest",
-            told.join(", ")
-        )
+    Some(format!("{} move between source shards: {next}", told.join(", ")))
+}
+
+/// Why waiting does not help; `None`: it does.
+pub fn stuck(shards: &[Shard]) -> Option<String> {
+    for shard in shards {
+        let failure = shard.following().failure;
+        if !failure.is_empty() {
+            return Some(format!("their keys cannot be copied: {failure}"));
+        }
+    }
+    let strange = shards.iter().find_map(|shard| Some(shard.watch.as_ref()?.now()?.strange))?;
+    let gone = |holding: &Holding| holding.follows.without(&holding.serves).intersects(&strange);
+    holdings(shards).iter().any(gone).then(|| {
+        "they went to a shard that was not there when the migration began; stop it and start it again, when the source has come to rest".to_owned()
     })
+}
+
+/// What each shard follows and serves; empty without a cluster, and while a worker has not told yet.
+pub fn holdings(shards: &[Shard]) -> Vec<Holding> {
+    let holding = |shard: &Shard| {
+        let following = shard.following();
+        let at = shard.watch.as_ref().and_then(SourceShard::now)?;
+        (following.known && !shard.slots.is_empty()).then_some(Holding {
+            follows: following.slots,
+            serves: at.serves,
+            leaving: at.leaving,
+        })
+    };
+    shards.iter().map(holding).collect::<Option<Vec<Holding>>>().unwrap_or_default()
 }

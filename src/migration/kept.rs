@@ -2,18 +2,26 @@
 
 use std::collections::BTreeSet;
 
-use super::identity::identify;
+use serde::{Deserialize, Serialize};
+
+use super::identity::{KnownShard, identify};
 use super::{MigrationError, setup};
 use crate::api::conditions::reason;
 use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
-use crate::connection::{ConnectionError, Dialer};
+use crate::backoff::Backoff;
+use crate::clock::unix_millis;
+use crate::connection::{Address, ConnectionError, Dialer};
 use crate::preflight::PreflightError;
+use crate::resp::Reply;
 use crate::slot::SlotRanges;
 use crate::target::fence::{Fence, Place};
-use crate::target::keys::KeyNames;
+use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
 use crate::target::recovery;
 use crate::topology::{Role, Topology, TopologyError, discover};
+
+/// A failover is over by then.
+const ATTEMPTS: u32 = 15;
 
 /// True when an earlier run of this migration has begun to write there.
 pub async fn is_there(
@@ -22,6 +30,9 @@ pub async fn is_there(
     source: &Topology,
     target: &Topology,
 ) -> Result<bool, ConnectionError> {
+    if !known_shards(plan, dialer, target).await?.is_empty() {
+        return Ok(true);
+    }
     for shard in &target.shards {
         let slots = target.is_cluster().then_some(&shard.slots);
         let mut connection = dialer.connect(&shard.master.address).await?;
@@ -36,6 +47,107 @@ pub async fn is_there(
     Ok(false)
 }
 
+/// The shards of a source cluster: their slots change in the course of time, and with them how a run that
+/// remembers nothing would name them.
+#[derive(Serialize, Deserialize)]
+struct Shards {
+    /// Unix ms.
+    written: u64,
+    shards: Vec<KnownShard>,
+}
+
+/// Keeps in the target which shards there are.
+pub async fn remember(
+    plan: &Plan,
+    dialer: &Dialer,
+    target: &Topology,
+    shards: &[KnownShard],
+) -> Result<(), ConnectionError> {
+    let shards = Shards { written: unix_millis(), shards: shards.to_vec() };
+    let value = serde_json::to_vec(&shards).unwrap_or_default();
+    let (mut written, mut failed) = (0, None);
+    for (address, slot) in places(target) {
+        let mut connection = dialer.connect(&address).await?;
+        match connection.query(&[b"SET", &shards_key(&plan.uid, slot), &value]).await {
+            Ok(_) => written += 1,
+            // A slot that is just moving.
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if written == 0 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// As [`known_shards`], of a target that may be failing over just now.
+pub async fn earlier_shards(
+    plan: &Plan,
+    dialer: &Dialer,
+    target: &Topology,
+) -> Result<Vec<KnownShard>, ConnectionError> {
+    let (mut backoff, mut attempts, mut target) = (Backoff::default(), 0, target.clone());
+    loop {
+        match known_shards(plan, dialer, &target).await {
+            Err(error) if error.is_transient() && attempts < ATTEMPTS => {
+                tracing::warn!(%error, "the target cannot be asked which shards an earlier run knew, trying again");
+            }
+            result => return result,
+        }
+        attempts += 1;
+        backoff.wait().await;
+        // It may have another master by now; when that cannot be asked now, the next attempt does.
+        target = discover(dialer.access(), dialer, Role::Target).await.unwrap_or(target);
+    }
+}
+
+/// The shards that an earlier run knew, with the slots that they were followed for last.
+pub async fn known_shards(
+    plan: &Plan,
+    dialer: &Dialer,
+    target: &Topology,
+) -> Result<Vec<KnownShard>, ConnectionError> {
+    let (mut newest, mut territories) = (None::<Shards>, Vec::new());
+    for (address, slot) in places(target) {
+        let mut connection = dialer.connect(&address).await?;
+        let reply = connection.call(&[b"GET", &shards_key(&plan.uid, slot)]).await?;
+        let found = reply.bytes().and_then(|value| serde_json::from_slice::<Shards>(value).ok());
+        if found
+            .as_ref()
+            .is_some_and(|found| newest.as_ref().is_none_or(|newest| newest.written < found.written))
+        {
+            newest = found;
+        }
+        for shard in newest.iter().flat_map(|newest| &newest.shards) {
+            let names = KeyNames::new(&plan.uid, &shard.lineage);
+            let reply = connection.call(&[b"GET", &names.territory(slot)]).await?;
+            let found = reply.bytes().and_then(|value| Territory::parse(value));
+            territories.extend(found.map(|found| (shard.lineage.clone(), found)));
+        }
+    }
+    let mut shards = newest.map(|newest| newest.shards).unwrap_or_default();
+    for shard in &mut shards {
+        let of_shard = territories.iter().filter(|(lineage, _)| *lineage == shard.lineage);
+        let last = of_shard.max_by_key(|(_, territory)| (territory.history, territory.version));
+        if let Some((_, territory)) = last {
+            shard.slots = territory.slots.clone();
+        }
+    }
+    Ok(shards)
+}
+
+/// Servers and slots at which something is kept for all shards.
+fn places(target: &Topology) -> Vec<(Address, u16)> {
+    if !target.is_cluster() {
+        return target.shards.iter().take(1).map(|shard| (shard.master.address.clone(), 0)).collect();
+    }
+    let owner = |slot: u16| {
+        let shard = target.shards.iter().find(|shard| shard.slots.contains(slot))?;
+        Some((shard.master.address.clone(), slot))
+    };
+    TERRITORY_SLOTS.into_iter().filter_map(owner).collect()
+}
+
 /// The migration is complete: its keys go.
 pub async fn remove<'a>(
     plan: &Plan,
@@ -43,6 +155,14 @@ pub async fn remove<'a>(
     lineages: impl Iterator<Item = &'a str> + Clone,
 ) -> Result<(), TopologyError> {
     let target = discover(dialer.access(), dialer, Role::Target).await?;
+    for (address, slot) in places(&target) {
+        let failed = |source| TopologyError::Connection { role: Role::Target, source };
+        let mut connection = dialer.connect(&address).await.map_err(failed)?;
+        let key = shards_key(&plan.uid, slot);
+        if let Reply::Error(text) = connection.call(&[b"DEL", &key]).await.map_err(failed)? {
+            tracing::warn!(error = %String::from_utf8_lossy(&text), "a key of the migration stays on the target");
+        }
+    }
     for shard in &target.shards {
         let slots: Option<&SlotRanges> = target.is_cluster().then_some(&shard.slots);
         for lineage in lineages.clone() {
@@ -84,11 +204,13 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
         })
         .collect();
     places.sort_by_key(|place| place.1);
-    for lineage in lineages_told(told) {
-        let names = KeyNames::new(&plan.uid, &lineage);
+    let mut lineages = lineages_told(told);
+    let known = known_shards(plan, &dialer, &target).await.map_err(|error| unreachable(error.to_string()))?;
+    lineages.extend(known.into_iter().map(|shard| shard.lineage));
+    for lineage in &lineages {
+        let names = KeyNames::new(&plan.uid, lineage);
         Fence::claim(names, &dialer, &places).await.map_err(|error| unreachable(error.to_string()))?;
     }
-    let lineages = lineages_told(told);
     remove(plan, &dialer, lineages.iter().map(String::as_str)).await.map_err(failed)
 }
 

@@ -114,11 +114,12 @@ pub fn findings(plan: &Plan, report: &PreflightReport) -> CheckReport {
     CheckReport { findings }
 }
 
-/// One setup for each source shard; `identities` in their order. From here on the source is watched.
+/// One setup for each source shard; `identities` in their order. `lasts`: another run finds the spool's
+/// folder again. From here on the source is watched.
 pub async fn workers(
     plan: &Plan,
     report: &PreflightReport,
-    folder: &Path,
+    (folder, lasts): (&Path, bool),
     checkpoints: &Checkpoints,
     identities: &[KnownShard],
 ) -> Result<Vec<WorkerSetup>, MigrationError> {
@@ -145,7 +146,10 @@ pub async fn workers(
     let watched = watch_source(&source_dialer, &source.topology, &slots, prefer_replica);
     let lane_limits = LaneLimits::new(plan.limits.pipeline_commands, plan.limits.pipeline_bytes);
     let mut workers = Vec::with_capacity(count);
-    for ((identity, source_shard), origin) in identities.iter().zip(watched).zip(&source.origins) {
+    for (index, ((identity, source_shard), origin)) in
+        identities.iter().zip(watched).zip(&source.origins).enumerate()
+    {
+        let topology_shard = source.topology.shards.get(index);
         workers.push(WorkerSetup {
             uid: plan.uid.clone(),
             exactly_once: plan.delivery == Delivery::ExactlyOnce,
@@ -166,6 +170,7 @@ pub async fn workers(
             database_map: plan.database_map.clone(),
             sole_source: count == 1,
             slots: source.topology.is_cluster().then(|| identity.slots.clone()),
+            serves: topology_shard.filter(|_| source.topology.is_cluster()).map(|shard| shard.slots.clone()),
             lane: lane_limits.clone(),
             max_restore_bytes: plan.limits.max_restore_bytes,
             spool: SpoolSetup {
@@ -173,6 +178,7 @@ pub async fn workers(
                 disk: plan.limits.spool_disk,
                 retain: plan.limits.spool_retain,
                 folder: folder.to_path_buf(),
+                lasts,
             },
             max_quarantined: plan.failure_policy.max_quarantined,
             resume: checkpoints.shards.get(&identity.id).cloned(),

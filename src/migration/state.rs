@@ -14,11 +14,10 @@ use crate::api::status::{QuarantineSample, Replication};
 use crate::api::{Phase, Plan, Status};
 use crate::clock::unix_millis;
 use crate::connection::{Address, Dialer};
-use crate::slot::SlotRanges;
 use crate::source::replication::{LinkPhase, LinkState};
 use crate::source::watch::SourceShard;
 use crate::telemetry::{EngineGauges, ShardGauges};
-use crate::worker::{Numbers, ShardPhase, ShardProgress};
+use crate::worker::{Following, Numbers, ShardPhase, ShardProgress};
 
 /// Speed is measured over this many milliseconds.
 const SPEED_WINDOW: u64 = 3_000;
@@ -59,10 +58,9 @@ impl Shard {
         server.unwrap_or_else(|| self.master())
     }
 
-    /// Slots of this shard that changed hands while the migration ran.
-    pub fn moved_slots(&self) -> SlotRanges {
-        let watched = self.watch.as_ref().and_then(SourceShard::now).map(|at| at.moved);
-        watched.unwrap_or_else(|| self.link().moved_slots)
+    /// Of a source cluster: which slots its worker follows.
+    pub fn following(&self) -> Following {
+        self.progress.following.borrow().clone()
     }
 }
 
@@ -246,7 +244,7 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
     };
     let status = ShardStatus {
         id: shard.id.clone(),
-        slots: shard.slots.clone(),
+        slots: slots_of(shard),
         worker: String::new(),
         phase: match numbers.phase {
             ShardPhase::Pending => Phase::Pending,
@@ -264,6 +262,8 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
         bytes_total: int(link.snapshot_bytes.unwrap_or_default()),
         resumes: int(link.resumes),
         full_resyncs: int(link.full_resyncs),
+        expiries_held: numbers.holding,
+        expiries_released: int(numbers.released),
         last_error,
     };
     let gauges = ShardGauges {
@@ -277,6 +277,12 @@ fn entry(shard: &Shard, numbers: &Numbers, link: &LinkState) -> (ShardStatus, Sh
         spool_disk_bytes: numbers.spool_disk,
     };
     (status, gauges)
+}
+
+/// Those that are followed, or while nobody knows these, those that it served.
+fn slots_of(shard: &Shard) -> String {
+    let following = shard.following();
+    if following.known && !shard.slots.is_empty() { following.slots.to_string() } else { shard.slots.clone() }
 }
 
 fn int(number: u64) -> i64 {

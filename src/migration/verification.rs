@@ -71,6 +71,15 @@ pub async fn caught_up(shard: &Shard, offset: Option<i64>) {
     let _ = shard.progress.numbers.subscribe().wait_for(reached).await;
 }
 
+/// Waits until no key of this shard holds its expiry on the target any more.
+pub async fn released(shard: &Shard) {
+    let released = |numbers: &Numbers| {
+        !numbers.stopped && numbers.phase == ShardPhase::IncrementalSync && !numbers.holding
+    };
+    // The shard holds the sender, so that there is no error.
+    let _ = shard.progress.numbers.subscribe().wait_for(released).await;
+}
+
 /// The replication offset of `server` (`None`: of the shard's master) now. `None`: it does not let us ask,
 /// or it is a SYNC source, whose offsets are not ours; then what was received has to do.
 pub async fn source_offset(shard: &Shard, server: Option<&Address>) -> Option<i64> {
@@ -131,6 +140,11 @@ pub fn input(
     for (index, shard) in shards.iter().enumerate() {
         if let (Some(found), Some(origin)) = (topology.shards.get_mut(index), origins.get_mut(index)) {
             found.master.address = shard.master();
+            if let Some(at) = shard.watch.as_ref().and_then(|watch| watch.now())
+                && !found.slots.is_empty()
+            {
+                found.slots = at.serves;
+            }
             *origin = shard.reader();
         }
     }
@@ -230,12 +244,18 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
     match result {
         Ok(report) => {
             if show_report(&mut state, &plan, &report) {
-                let message = match report.unsettled {
+                let mut message = match report.unsettled {
                     0 => "source and target are equal".to_owned(),
                     unsettled => {
                         format!("source and target are equal, but for {unsettled} key(s) not settled")
                     }
                 };
+                if report.held > 0 {
+                    let held = report.held;
+                    message.push_str(&format!(
+                        "; the target holds the expiries of {held} key(s) until the cutover"
+                    ));
+                }
                 state.finish(Phase::Completed, true, reason::COMPLETED, &message);
                 Outcome::Done
             } else {

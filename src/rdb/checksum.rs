@@ -11,6 +11,12 @@ impl Crc {
         Crc(Digest::new(CrcAlgorithm::Crc64Redis))
     }
 
+    /// Goes on from what [`Crc::value`] gave.
+    pub fn resume(value: u64) -> Self {
+        // Nothing is added at the end, so that the value is the state.
+        Crc(Digest::new_with_init_state(CrcAlgorithm::Crc64Redis, value))
+    }
+
     #[inline]
     pub fn update(&mut self, data: &[u8]) {
         self.0.update(data);
@@ -46,5 +52,17 @@ mod tests {
         crc.clone().update(b"ignored");
         crc.update(b"56789");
         assert_eq!(crc.value(), 0xe9c6_d914_c4b8_d9ca);
+    }
+
+    #[test]
+    fn goes_on_from_a_value() {
+        let data: Vec<u8> = (0..1000u32).map(|number| (number * 7) as u8).collect();
+        for cut in [0, 1, 100, 999, 1000] {
+            let mut crc = Crc::new();
+            crc.update(&data[..cut]);
+            let mut crc = Crc::resume(crc.value());
+            crc.update(&data[cut..]);
+            assert_eq!(crc.value(), crc64(&data));
+        }
     }
 }

@@ -5,6 +5,7 @@ mod writer;
 
 use std::fmt::Write;
 
+use crate::hold::Holding;
 use crate::version::{Flavor, ServerVersion};
 
 use self::writer::Batch;
@@ -29,6 +30,8 @@ pub struct Dialect {
     pub field_expiry: bool,
     /// `HSET` of several fields (4.0), which replaced `HMSET`.
     pub variadic_hset: bool,
+    /// Not of the target: whether expiries of fields are held.
+    pub holding: Holding,
 }
 
 impl Dialect {
@@ -37,6 +40,7 @@ impl Dialect {
             stream_counters: target.has_redis(7, 0),
             create_consumer: target.has_redis(6, 2),
             variadic_hset: target.has_redis(4, 0),
+            holding: Holding::default(),
             field_expiry: match target.flavor {
                 Flavor::Redis => target.has_redis(7, 4),
                 Flavor::Valkey => target.major >= 9,
@@ -217,7 +221,7 @@ impl Sink for Commands<'_> {
         self.batch.arg(value);
         if let Some(at) = expire_at_ms {
             if self.dialect.field_expiry {
-                self.expiries.push((at, field.to_vec()));
+                self.expiries.push((self.dialect.holding.field(at), field.to_vec()));
             } else {
                 self.refused = Some(Fault::FieldExpiry);
             }

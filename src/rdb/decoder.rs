@@ -4,6 +4,7 @@ mod found;
 mod large;
 #[cfg(test)]
 mod tests;
+mod waypoint;
 
 use crate::version::Flavor;
 
@@ -14,6 +15,7 @@ use super::error::{Fault, RdbError};
 use super::event::{LargeKind, Limits, Step};
 use super::layout::{Layout, layout};
 use super::scan::{Scan, Until};
+pub use waypoint::Waypoint;
 
 /// The newest RDB versions whose layout is known.
 const NEWEST_REDIS: u16 = 13;

@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
+use crate::hold::true_field;
 use crate::version::Flavor;
 
 use super::error::RdbError;
@@ -159,7 +160,8 @@ impl Sink for DigestSink {
             twin.bytes(value);
         });
         self.add(Kind::Hash, hash);
-        if let Some(at) = expire_at_ms {
+        // A target's may be held.
+        if let Some(at) = expire_at_ms.map(|at| true_field(at).unwrap_or(at)) {
             self.field_expiries.push((Twin::of(|twin| twin.bytes(field)) as u64, at));
         }
     }

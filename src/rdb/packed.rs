@@ -120,6 +120,11 @@ impl<'a> Packed<'a> {
         Ok(entry)
     }
 
+    /// Where the next element begins.
+    pub fn at(&self) -> usize {
+        self.cursor.at
+    }
+
     /// The next element, which must be there.
     #[inline]
     pub fn expect(&mut self, what: &'static str) -> Result<Entry<'a>, Fault> {

@@ -17,7 +17,6 @@ use super::framing::{Framing, Splitter};
 use super::watch::SourceShard;
 use crate::backoff::Backoff;
 use crate::connection::{Address, Dialer};
-use crate::slot::SlotRanges;
 use crate::spool::{Origin, SpoolWriter};
 use crate::topology::pick_replica;
 
@@ -48,9 +47,6 @@ pub struct LinkState {
     pub server: Option<Address>,
     /// Takes the shard's writes now; `None` while it was not looked for.
     pub master: Option<Address>,
-    /// Slots of this shard that went to another, or are on their way there; they stay here when they
-    /// come back.
-    pub moved_slots: SlotRanges,
     /// Bytes of the RDB, when the source says so beforehand.
     pub snapshot_bytes: Option<u64>,
     /// Full resyncs after the first.
@@ -86,6 +82,9 @@ pub struct Replication {
     pub psync_command: String,
     /// Where an earlier run stopped.
     pub resume: Option<Origin>,
+    /// What an earlier run left in the spool: its history, and the position at which the stream starts. What
+    /// follows its end is asked for.
+    pub spooled: Option<(Origin, u64)>,
     /// Without it, no snapshot that was complete is replaced by another.
     pub allow_full_resync: bool,
     /// A link of this run was there before: a full resync is not the first.
@@ -121,7 +120,7 @@ impl Replication {
     }
 
     async fn follow(&mut self, spool: &mut SpoolWriter) -> ReplicationError {
-        let mut received = Received::default();
+        let mut received = Received::of(self.spooled.take());
         let mut backoff = Backoff::default();
         loop {
             let error = match self.session(spool, &mut received, &mut backoff).await {
@@ -355,6 +354,12 @@ impl Replication {
 }
 
 impl Received {
+    fn of(spooled: Option<(Origin, u64)>) -> Self {
+        let complete = spooled.is_some();
+        let history = spooled.map(|(origin, stream_at)| History { origin, stream_at: Some(stream_at) });
+        Self { history, complete, use_sync: false }
+    }
+
     /// Replication offset up to which everything was received; `None` before the command stream.
     fn offset(&self, spool: &SpoolWriter) -> Option<i64> {
         let history = self.history.as_ref()?;
@@ -370,10 +375,9 @@ async fn report(shard: Option<SourceShard>, state: watch::Sender<LinkState>) -> 
     loop {
         if let Some(at) = shard.now() {
             state.send_if_modified(|state| {
-                let news = state.master.as_ref() != Some(&at.master) || state.moved_slots != at.moved;
+                let news = state.master.as_ref() != Some(&at.master);
                 if news {
                     state.master = Some(at.master);
-                    state.moved_slots = at.moved;
                 }
                 news
             });

@@ -37,9 +37,11 @@ pub struct Whereabouts {
     pub replicas: Vec<Address>,
     /// Ids of the cluster nodes that are of this shard; empty without a cluster.
     pub members: BTreeSet<String>,
-    /// Slots that were of this shard and now are of another, or are being moved there. They stay here when
-    /// they come back: what happened to their keys meanwhile is not in this shard's stream alone.
-    pub moved: SlotRanges,
+    /// The cluster slots that it serves now, and those of them that it is handing over.
+    pub serves: SlotRanges,
+    pub leaving: SlotRanges,
+    /// Slots of the whole cluster that none of the shards serves which the watch began with.
+    pub strange: SlotRanges,
 }
 
 /// What the newest look found.

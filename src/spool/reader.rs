@@ -153,6 +153,12 @@ impl SpoolReader {
         origin.map(|origin| origin.replication_id.clone())
     }
 
+    /// Where the stream starts in the history that is being read; `None` while the end of its RDB is not there.
+    pub fn stream_at(&self) -> Option<u64> {
+        let state = self.shared.lock();
+        state.stream_at.filter(|_| state.history == self.history)
+    }
+
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.
     pub fn arrived(&self, position: u64) -> Option<u64> {
         let state = self.shared.lock();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::keys::{KeyNames, Record, parse_guard};
+use super::keys::{KeyNames, Record, TERRITORY_SLOTS, Territory, parse_guard};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::slot::SlotRanges;
@@ -17,6 +17,7 @@ pub struct NodeState {
     pub records: Vec<Record>,
     /// Several for a slot where there are several databases.
     pub guards: Vec<Guard>,
+    pub territories: Vec<Territory>,
 }
 
 /// Slot, history, offset.
@@ -43,9 +44,17 @@ pub async fn read(
                 if let Some(record) = reply.bytes().and_then(|value| Record::parse(value)) {
                     keep_newest(&mut records, 0, record);
                 }
+                let reply = connection.query(&[b"GET", &names.territory(0)]).await?;
+                state.territories.extend(reply.bytes().and_then(|value| Territory::parse(value)));
             }
             Some(slots) => {
                 read_slots(connection, dialer, names, slots, (&mut records, &mut state.guards)).await?;
+                for slot in TERRITORY_SLOTS.into_iter().filter(|slot| slots.contains(*slot)) {
+                    let key = names.territory(slot);
+                    let reply = connection.call(&[b"GET", &key]).await?;
+                    let found = value(connection, dialer, &key, &reply).await?;
+                    state.territories.extend(found.and_then(|value| Territory::parse(&value)));
+                }
             }
         }
     }
@@ -137,10 +146,10 @@ pub async fn remove(
         let all: Vec<u16> = slots.map_or_else(|| vec![0], |slots| slots.iter().collect());
         for chunk in all.chunks(SLOTS_AT_ONCE) {
             for &slot in chunk {
-                let keys = [names.at(slot), names.guard(slot), names.epoch(slot)];
-                let [at, guard, epoch] = &keys;
+                let keys = [names.at(slot), names.guard(slot), names.epoch(slot), names.territory(slot)];
+                let [at, guard, epoch, territory] = &keys;
                 let chain = if slots.is_none() { names.chain() } else { guard.clone() };
-                connection.queue(&[b"DEL".as_slice(), at, guard, epoch, &chain]);
+                connection.queue(&[b"DEL".as_slice(), at, guard, epoch, territory, &chain]);
             }
             connection.send_queued().await?;
             for _ in chunk {

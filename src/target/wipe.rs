@@ -58,7 +58,7 @@ pub async fn wipe(
     Ok(removed)
 }
 
-fn page(reply: &Reply) -> Option<(&[u8], Vec<&[u8]>)> {
+pub(super) fn page(reply: &Reply) -> Option<(&[u8], Vec<&[u8]>)> {
     let Reply::Array(Some(parts)) = reply else { return None };
     let [cursor, Reply::Array(Some(keys))] = parts.as_slice() else { return None };
     Some((cursor.bytes()?, keys.iter().filter_map(|key| key.bytes().map(AsRef::as_ref)).collect()))

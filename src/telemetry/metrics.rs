@@ -68,6 +68,15 @@ const SHARD_METRICS: &[OfShard] = &[
     ("lag_milliseconds", "Age of the oldest byte not yet acknowledged", MetricType::Gauge, |s| s.lag_millis),
     ("resumes", "Reconnections that went on where they had stopped", MetricType::Counter, |s| s.resumes),
     ("full_resyncs", "Full syncs that had to be repeated", MetricType::Counter, |s| s.full_resyncs),
+    ("expiries_held", "1 while the target expires nothing by itself", MetricType::Gauge, |s| {
+        i64::from(s.expiries_held)
+    }),
+    (
+        "expiries_released",
+        "Keys and hash fields that got their own expiries back",
+        MetricType::Counter,
+        |s| s.expiries_released,
+    ),
 ];
 
 const GAUGE_METRICS: &[OfGauges] = &[

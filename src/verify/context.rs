@@ -60,6 +60,7 @@ pub(super) struct Context {
     pub max_samples: usize,
     pub settle: Settle,
     compared: AtomicU64,
+    held: AtomicU64,
     /// Locked for the few keys that are not equal at first sight.
     suspects: Mutex<Suspects>,
     progress: watch::Sender<VerifyProgress>,
@@ -108,6 +109,7 @@ impl Context {
             max_samples,
             settle,
             compared: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             progress,
         })
     }
@@ -162,6 +164,17 @@ impl Context {
         self.compared.load(Ordering::Relaxed)
     }
 
+    /// Keys whose expiry the target holds.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub fn count_held(&self, held: bool) {
+        if held {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub fn count_compared(&self, keys: usize) {
         self.compared.fetch_add(keys as u64, Ordering::Relaxed);
     }
@@ -169,6 +182,7 @@ impl Context {
     /// Before every key is looked at once more.
     pub fn start_over(&self) {
         self.compared.store(0, Ordering::Relaxed);
+        self.held.store(0, Ordering::Relaxed);
         self.give_suspects(self.no_suspects());
         self.groups.iter().for_each(|group| group.ledger.clear());
     }

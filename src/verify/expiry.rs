@@ -1,6 +1,7 @@
 //! PURE. When keys expire, as two servers tell it, and when two answers agree.
 
 use super::frame::Frame;
+use crate::hold::true_key;
 
 /// Two expiries closer than this are one: commands of old servers are relative, and are applied
 /// at another time than they were given.
@@ -39,14 +40,19 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// `None` when the reply is no integer.
+    /// `None` when the reply is no integer. Of a key whose expiry is held it is the true one: the target holds
+    /// expiries until the migration is complete.
     pub fn of(reply: &Frame<'_>) -> Option<Expiry> {
         match *reply {
             Frame::Integer(-2) => Some(Expiry::NoKey),
             Frame::Integer(-1) => Some(Expiry::Never),
-            Frame::Integer(at) => Some(Expiry::At(at)),
+            Frame::Integer(at) => Some(Expiry::At(true_key(at).unwrap_or(at))),
             _ => None,
         }
+    }
+
+    pub fn is_held(reply: &Frame<'_>) -> bool {
+        matches!(*reply, Frame::Integer(at) if true_key(at).is_some())
     }
 
     /// Milliseconds between the two, beyond tolerance and `slack_ms`; `None` when they agree.
@@ -105,6 +111,9 @@ mod tests {
         assert_eq!(Expiry::of(&Frame::Integer(-2)), Some(Expiry::NoKey));
         assert_eq!(Expiry::of(&Frame::Integer(-1)), Some(Expiry::Never));
         assert_eq!(Expiry::of(&Frame::Integer(17)), Some(Expiry::At(17)));
+        let held = Frame::Integer(crate::hold::KEY + 17);
+        assert!(Expiry::is_held(&held) && !Expiry::is_held(&Frame::Integer(17)));
+        assert_eq!(Expiry::of(&held), Some(Expiry::At(17)));
         assert_eq!(Expiry::of(&Frame::Error(b"ERR")), None);
     }
 }

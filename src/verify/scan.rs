@@ -181,7 +181,9 @@ impl NodeScan {
                 Refusal::Target(text) => VerifyError::refused(target.address(), command, &text),
             })?;
             let ours = Expiry::of(&source.reply().await?);
-            let theirs = Expiry::of(&target.reply().await?);
+            let reply = target.reply().await?;
+            self.context.count_held(Expiry::is_held(&reply));
+            let theirs = Expiry::of(&reply);
             // A key that went between the two questions is looked at with care, and so is one whose
             // relative expiry seems further apart because one side answered late.
             let expiries_agree = match (ours, theirs) {

@@ -1,8 +1,14 @@
 //! The applier: from spool blocks to acknowledged batches.
 
+mod adopting;
 mod connecting;
+mod mending;
 mod reading;
+mod recopying;
+mod recording;
+mod releasing;
 mod sending;
+mod taking_up;
 mod telling;
 
 use std::collections::{HashSet, VecDeque};
@@ -15,6 +21,8 @@ use super::direct::Conversations;
 use super::keeper::Keeper;
 use super::outbox::{Kept, Outbox, Trouble};
 use super::progress::{Numbers, ShardProgress};
+use super::recopy::Recopy;
+use super::release::Release;
 use super::route::Router;
 use super::snapshot::{SnapshotRules, Staged};
 use super::stream::{Moment, Stream, StreamPlace, StreamRules};
@@ -46,6 +54,8 @@ struct Place {
     position: u64,
     stage: Stage,
     keys: u64,
+    /// Keys that the snapshot had announced.
+    keys_total: u64,
     commands: u64,
 }
 
@@ -106,6 +116,8 @@ pub(super) struct Applier {
     troubles: Vec<Trouble>,
     /// Why a lane ended.
     lost: Option<String>,
+    /// Keys that are copied again, and slots that change hands.
+    recopy: Recopy,
     /// Up to this position an earlier attempt may have come.
     replay_until: u64,
     /// Up to this position, units of a chain go one by one: one of them is not taken.
@@ -114,10 +126,13 @@ pub(super) struct Applier {
     alone_from: u64,
     /// What lies between is left out, as the target does not take it.
     left_out: Option<(u64, u64)>,
+    /// What the target has was read when the shard was taken over, and nothing was sent since.
+    taken_up: bool,
     /// Before anything of the full sync: what an earlier attempt left has to go.
     wipe: bool,
     /// Commands that the target does not know.
     unknown: HashSet<Vec<u8>>,
+    release: Release,
     numbers: Numbers,
     moment: Moment,
     /// When the numbers were published last, Unix ms.
@@ -152,6 +167,7 @@ impl Applier {
             max_value: usize::try_from(setup.max_restore_bytes).unwrap_or(usize::MAX),
             ..Limits::default()
         };
+        let release = Release::new();
         let rules = SnapshotRules {
             format: TargetFormat::of(target),
             dialect: Dialect::of(target),
@@ -159,25 +175,30 @@ impl Applier {
             existing: setup.existing_keys,
             replay: false,
             stage: setup.file_name.clone(),
+            holding: release.holding(),
         };
         let stream_rules = StreamRules {
             target,
             database_map: setup.database_map.clone(),
             sole_source: setup.sole_source,
             dynamic: (*setup.dynamic).clone(),
+            holding: release.holding(),
         };
         let decoder = Box::new(Decoder::new(limits));
         let stands = Place {
             position: 0,
             stage: Stage::Snapshot { decoder: decoder.clone(), crc: Crc::new() },
             keys: 0,
+            keys_total: 0,
             commands: 0,
         };
         let mut outbox = Outbox::new(setup.lane.commands());
         outbox.kept = keeper
             .as_ref()
             .map(|keeper| Kept::new(keeper.fence.names().clone(), keeper.fence.epoch(), keeper.history));
+        let recopy = followed(&setup, &progress, keeper.as_ref());
         Self {
+            recopy,
             outbox,
             router,
             reader,
@@ -210,9 +231,11 @@ impl Applier {
             careful_until: 0,
             alone_from: 0,
             left_out: None,
+            taken_up: false,
             wipe: false,
             unknown: HashSet::new(),
-            numbers: Numbers::default(),
+            numbers: Numbers { holding: !release.is_done(), ..Numbers::default() },
+            release,
             moment: Moment { arrived: 0, now: 0 },
             published: 0,
             spans: Vec::new(),
@@ -242,6 +265,13 @@ impl Applier {
             match interrupted {
                 Interrupted::Failed(error) => return Err(error),
                 Interrupted::Lost(why) => {
+                    if self.recopy.overtaken.is_some()
+                        && self.recopy.barrier.is_none()
+                        && self.keeper.is_some()
+                    {
+                        // What is kept in the target says too much.
+                        return Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why });
+                    }
                     tracing::warn!(shard = %self.setup.shard, why, "target connection lost, connecting again");
                     self.numbers.target_reconnects += 1;
                     self.numbers.waiting = why;
@@ -276,14 +306,17 @@ impl Applier {
         // Where the target tells what it has, that is asked for, not what was answered.
         self.outbox.rewind(in_stream && self.keeper.is_none());
         self.rules.replay = !in_stream;
+        self.recopy_what_was_refused();
         self.troubles.clear();
         self.conversations = Conversations::default();
         self.lost = None;
+        self.hold_again();
         self.go_on_from_stands();
     }
 
     fn go_on_from_stands(&mut self) {
         self.keys = self.stands.keys;
+        self.numbers.keys_total = self.stands.keys_total;
         self.commands = self.stands.commands;
         self.base = self.stands.position;
         self.marked = self.base;
@@ -306,6 +339,11 @@ impl Applier {
         let mut may_drain = true;
         loop {
             self.mend().await?;
+            self.tend().await?;
+            if self.releases() && !*drain.borrow() {
+                self.release_some().await?;
+                continue;
+            }
             let unmarked = self.position() > self.marked && self.may_mark();
             if (unmarked || (self.outbox.has_pending() && self.may_send()))
                 && self.outbox.is_quick()
@@ -319,7 +357,7 @@ impl Applier {
             }
             tokio::select! {
                 biased;
-                asked = asked(drain), if may_drain => match asked {
+                asked = asked(drain), if may_drain && self.recopy.overtaken.is_none() => match asked {
                     true => {
                         self.flush().await?;
                         self.wait_idle().await?;
@@ -354,7 +392,8 @@ impl Applier {
             || self.setup.restarted
             || self.setup.own_keys;
         let resumed = self.setup.resume.clone().filter(|_| !snapshot);
-        self.stands = Place { position: 0, stage: self.first_stage(), keys: 0, commands: 0 };
+        let stage = self.first_stage();
+        self.stands = Place { position: 0, stage, keys: 0, keys_total: 0, commands: 0 };
         self.places.clear();
         self.rules.replay = false;
         self.replay_until = 0;
@@ -362,9 +401,11 @@ impl Applier {
         self.left_out = None;
         self.stream_at = None;
         self.stream_db = 0;
-        self.numbers.keys_total = 0;
         self.numbers.snapshot_read = 0;
+        self.hold_again();
         self.outbox.begin();
+        self.recopy.abandon(true);
+        self.recopy.first = self.recopy.settled();
         for Trouble { lane, batch, .. } in std::mem::take(&mut self.troubles) {
             self.outbox.answered(lane, batch);
         }
@@ -399,6 +440,25 @@ impl Applier {
     fn first_stage(&self) -> Stage {
         Stage::Snapshot { decoder: Box::new(Decoder::new(self.limits)), crc: Crc::new() }
     }
+}
+
+/// Which slots are followed: what this run knows already, or else the run that is gone on with knew, as far as
+/// they have not gone elsewhere since.
+fn followed(setup: &WorkerSetup, progress: &ShardProgress, keeper: Option<&Keeper>) -> Recopy {
+    let territory = keeper.and_then(|keeper| keeper.territory.as_ref()).filter(|_| setup.resume.is_some());
+    let version = territory.map_or(0, |territory| territory.version);
+    let known = progress.following.borrow().clone();
+    let owned = setup.slots.as_ref().map(|slots| match (known.known, territory, &setup.serves) {
+        (true, ..) => known.slots,
+        (false, territory, serves) => {
+            let followed = territory.map_or(slots, |territory| &territory.slots);
+            serves.as_ref().map_or_else(
+                || followed.clone(),
+                |serves| followed.iter().filter(|slot| serves.contains(*slot)).collect(),
+            )
+        }
+    });
+    Recopy::new(owned, version)
 }
 
 /// Waits until a drain is asked for; false when nobody can ask any more.

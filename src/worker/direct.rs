@@ -5,25 +5,28 @@
 //! The steps of one command are told apart by numbers between its two offsets. A step whose outcome is not
 //! known, because the connection was lost, is looked up by its guard before it is sent again.
 
+mod conversing;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::mending::{Guard, guard};
 use super::repair::{Refusal, Unit};
 use super::route::Router;
 use super::stream::Barrier;
-use crate::backoff::Backoff;
 use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::frame::{Parsed, each_frame, parse_frame};
-use crate::resp::{Args, Next, Reply, ReplyVerdict, encode_command};
-use crate::target::fence::{Closing, Fence, FenceError};
+use crate::resp::{Args, Reply, encode_command};
+use crate::slot::tag_for_slot;
+use crate::target::fence::{Fence, FenceError};
 use crate::target::keys::{PREFIX, Record, guard_value, parse_guard};
 
 /// Redirections of one command that are followed without a pause.
 const QUICK_REDIRECTIONS: u32 = 5;
+/// Keys of a slot that are asked for.
+const MOST_KEYS: &[u8] = b"2000000";
 
 #[derive(Debug, Error)]
 pub enum DirectError {
@@ -33,6 +36,9 @@ pub enum DirectError {
     Fence(FenceError),
     #[error("{address}: {text}")]
     Fatal { address: Address, text: String },
+    /// Nothing was sent there yet.
+    #[error("{address} serves slots now that another node had: reading what it holds")]
+    Newcomer { address: Address },
 }
 
 impl From<FenceError> for DirectError {
@@ -87,7 +93,7 @@ struct Open {
 
 /// Where a command goes.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+pub enum Place {
     Slot(u16),
     Lane(usize),
 }
@@ -164,6 +170,38 @@ impl<'a> Direct<'a> {
         encode_command(&[b"EXEC".as_slice()], &mut whole);
         let replies = self.run(Place::Slot(slot), db, &whole, count_frames(&whole)).await?;
         Ok(refusals(&whole, &replies))
+    }
+
+    /// The keys of one slot of a cluster, but for our own. While the slot moves, those on either side.
+    pub async fn keys_in_slot(&mut self, slot: u16) -> Result<Vec<Vec<u8>>, DirectError> {
+        let number = slot.to_string();
+        let mut list = Vec::new();
+        encode_command(&[b"CLUSTER".as_slice(), b"GETKEYSINSLOT", number.as_bytes(), MOST_KEYS], &mut list);
+        let mut probed = list.clone();
+        let probe = format!("redis-migration:{{{}}}:probe", tag_for_slot(slot));
+        encode_command(&[b"EXISTS".as_slice(), probe.as_bytes()], &mut probed);
+        loop {
+            let owner = self.address(Place::Slot(slot));
+            // Never redirected, and so asked of the owner whatever else the slot does.
+            let here = self.run(Place::Slot(slot), 0, &list, 1).await?;
+            // Redirected where the slot goes, or to who has it by now.
+            let there = self.run(Place::Slot(slot), 0, &probed, 2).await?;
+            if self.address(Place::Slot(slot)) != owner {
+                continue;
+            }
+            let mut keys: Vec<Vec<u8>> = Vec::new();
+            for reply in [here.first(), there.first()].into_iter().flatten() {
+                if let Reply::Error(text) = reply {
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    return Err(DirectError::Fatal { address: owner, text });
+                }
+                keys.extend(reply.items().iter().filter_map(|key| key.bytes().map(|key| key.to_vec())));
+            }
+            keys.retain(|key| !key.starts_with(PREFIX));
+            keys.sort_unstable();
+            keys.dedup();
+            return Ok(keys);
+        }
     }
 
     /// True when an earlier attempt has done this step.
@@ -294,212 +332,6 @@ impl<'a> Direct<'a> {
         }
         Ok(refused)
     }
-
-    /// Runs `frames` (`count` commands of one place) until no answer asks to go elsewhere or to wait.
-    async fn run(
-        &mut self,
-        mut place: Place,
-        db: u64,
-        frames: &[u8],
-        count: usize,
-    ) -> Result<Vec<Reply>, DirectError> {
-        let mut backoff = Backoff::default();
-        let mut redirections = 0;
-        let mut ask: Option<Address> = None;
-        let guard = self.guarding.as_ref().and_then(|_| guard(frames));
-        // Sent, and not answered: it may stand.
-        let mut uncertain = false;
-        loop {
-            let address = match ask.take() {
-                Some(address) => (address, true),
-                None => (self.address(place), false),
-            };
-            let (address, asking) = address;
-            let unless = guard.as_ref().filter(|_| uncertain);
-            let replies = match self.try_once(&address, db, (frames, count), unless, asking).await {
-                Ok(Some(replies)) => replies,
-                // It stands; what it answered is lost.
-                Ok(None) => return Ok(Vec::new()),
-                Err(DirectError::Connection(error)) if error.is_transient() => {
-                    uncertain = true;
-                    if let Some(open) = self.conversations.open.remove(&address) {
-                        self.conversations.lost.insert(address.clone(), open.serial);
-                    }
-                    (self.waiting)(&error.to_string());
-                    backoff.wait().await;
-                    self.refresh().await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let verdict = replies.iter().find_map(|reply| match reply {
-                Reply::Error(text) => Some((ReplyVerdict::of(text), text)),
-                _ => None,
-            });
-            let Some((verdict, text)) = verdict else { return Ok(replies) };
-            match (&verdict, verdict.next()) {
-                (ReplyVerdict::Moved { slot, address: to }, _) => {
-                    let to = or_host(to, &address);
-                    if let Router::Slots(map) = &mut *self.router {
-                        map.moved(*slot, &to, self.dialer);
-                        // Commands whose keys only the source's server knows came without their slot.
-                        place = Place::Slot(*slot);
-                    }
-                }
-                (ReplyVerdict::Ask { address: to, .. }, _) => {
-                    ask = Some(self.dialer.reachable(&or_host(to, &address)));
-                }
-                (_, Next::RetryLater) if self.is_demoted(place).await => {
-                    // Who has its slots now gets it, if by chance a second time; FUNCTION and SCRIPT bear that.
-                    for lane in self.serving() {
-                        Box::pin(self.run(Place::Lane(lane), db, frames, count)).await?;
-                    }
-                    return Ok(Vec::new());
-                }
-                (_, Next::RetryLater | Next::RetryUntilOperator) => {
-                    (self.waiting)(&format!("{address}: {}", String::from_utf8_lossy(text)));
-                    backoff.wait().await;
-                    self.refresh().await;
-                    continue;
-                }
-                (_, Next::Fail) => {
-                    let text = String::from_utf8_lossy(text).into_owned();
-                    return Err(DirectError::Fatal { address, text });
-                }
-                _ => return Ok(replies),
-            }
-            redirections += 1;
-            if redirections > QUICK_REDIRECTIONS {
-                backoff.wait().await;
-            }
-        }
-    }
-
-    /// `None`: the guard in `unless` says that it stands.
-    async fn try_once(
-        &mut self,
-        address: &Address,
-        db: u64,
-        (frames, count): (&[u8], usize),
-        unless: Option<&Guard>,
-        asking: bool,
-    ) -> Result<Option<Vec<Reply>>, DirectError> {
-        if !self.conversations.open.contains_key(address) {
-            let open = self.connect(address).await?;
-            self.conversations.open.insert(address.clone(), open);
-        }
-        let Some(Open { connection, db: current, .. }) = self.conversations.open.get_mut(address) else {
-            return Err(ConnectionError::Closed { address: address.clone() }.into());
-        };
-        if *current != db {
-            connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
-            *current = db;
-        }
-        if let Some((key, (history, offset))) = unless {
-            if asking {
-                connection.query(&[b"ASKING"]).await?;
-            }
-            let found = connection.call(&[b"GET", key]).await?;
-            let found = found.bytes().and_then(|value| parse_guard(value));
-            if found.is_some_and(|found| found.0 == *history && found.1 >= *offset) {
-                return Ok(None);
-            }
-        }
-        if asking {
-            connection.queue(&[b"ASKING"]);
-        }
-        connection.queue_frames(frames);
-        connection.send_queued().await?;
-        if asking {
-            connection.receive().await?;
-        }
-        let mut replies = Vec::with_capacity(count.min(1024));
-        for _ in 0..count {
-            replies.push(connection.receive().await?);
-        }
-        Ok(Some(replies))
-    }
-
-    async fn connect(&mut self, address: &Address) -> Result<Open, DirectError> {
-        let Some(guarding) = &self.guarding else {
-            let connection = self.dialer.connect(address).await?;
-            return Ok(Open { connection, db: 0, serial: 0 });
-        };
-        let fence = &guarding.fence;
-        let serial = fence.floor();
-        let slot = match &*self.router {
-            Router::Slots(map) => {
-                map.number_of(address).and_then(|number| map.slots_of(number).iter().next())
-            }
-            Router::Single => Some(0),
-        };
-        let connection = match slot {
-            Some(slot) => {
-                // What was lost may still be on its way there.
-                let closing = self.conversations.lost.remove(address).map_or(Closing::None, Closing::Only);
-                fence.connect(self.dialer, &(address.clone(), slot), closing).await?
-            }
-            None => fence.open(self.dialer, address).await?,
-        };
-        Ok(Open { connection, db: 0, serial })
-    }
-
-    /// True for a node that was asked as such and has lost its slots to others.
-    async fn is_demoted(&mut self, place: Place) -> bool {
-        let Place::Lane(lane) = place else { return false };
-        self.refresh().await;
-        !self.serves(lane)
-    }
-
-    fn serving(&self) -> Vec<usize> {
-        let lanes = match &*self.router {
-            Router::Slots(map) => map.nodes().len(),
-            Router::Single => 1,
-        };
-        (0..lanes).filter(|&lane| self.serves(lane)).collect()
-    }
-
-    /// A node without slots takes nothing.
-    fn serves(&self, lane: usize) -> bool {
-        match &*self.router {
-            Router::Slots(map) => !map.slots_of(lane).is_empty(),
-            Router::Single => true,
-        }
-    }
-
-    fn address(&self, place: Place) -> Address {
-        match (place, &*self.router) {
-            (Place::Slot(slot), Router::Slots(map)) => map
-                .owner(slot)
-                .and_then(|number| map.node(number))
-                .map(|node| node.address.clone())
-                .or_else(|| self.lanes.first().cloned())
-                .unwrap_or_else(|| Address::new("", 0)),
-            (Place::Slot(_), Router::Single) => self.lane(0),
-            (Place::Lane(lane), Router::Slots(map)) => {
-                map.node(lane).map_or_else(|| self.lane(0), |node| node.address.clone())
-            }
-            (Place::Lane(lane), Router::Single) => self.lane(lane),
-        }
-    }
-
-    fn lane(&self, lane: usize) -> Address {
-        self.lanes.get(lane).cloned().unwrap_or_else(|| Address::new("", 0))
-    }
-
-    /// The map may be stale; when it cannot be had now, the next attempt asks again.
-    async fn refresh(&mut self) {
-        if let Router::Slots(map) = &mut *self.router
-            && let Err(error) = map.refresh(self.dialer).await
-        {
-            tracing::warn!(%error, "the target's slot map could not be read");
-        }
-    }
-}
-
-/// Redirections may leave the host out: it is the one that was asked.
-fn or_host(address: &Address, asked: &Address) -> Address {
-    address.clone().or_host_of(asked)
 }
 
 /// Numbers for the steps of one command, all between its two offsets.

@@ -12,7 +12,7 @@ use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
 use crate::target::fence::{Closing, Fence, FenceError, Place};
-use crate::target::keys::{KeyNames, Record, RecordPlace, Standing, standing};
+use crate::target::keys::{KeyNames, Load, Record, RecordPlace, Standing, Territory, standing};
 use crate::target::recovery::{self, NodeState};
 
 /// On a cluster, how old the written record may be.
@@ -78,6 +78,8 @@ pub enum Found {
     Nothing,
     /// The stream can go on.
     Resume(Checkpoint),
+    /// A full sync had come so far; with the spool of that run it can go on.
+    Loading(Load),
     /// A full sync had begun, or what was kept is damaged: another full sync, over our own keys.
     Begun(&'static str),
 }
@@ -94,6 +96,8 @@ pub struct Keeper {
     recorded_at: Instant,
     /// As found: slot, history, offset.
     pub guards: Vec<(u16, u64, i64)>,
+    /// Which slots of the source were followed, as found.
+    pub territory: Option<Territory>,
     /// Up to this offset an earlier process may have applied commands.
     pub replay_until: i64,
     /// What is kept is written and not heeded: for a test that must see what happens then.
@@ -124,17 +128,25 @@ impl Keeper {
             recorded: None,
             recorded_at: Instant::now(),
             guards: Vec::new(),
+            territory: None,
             replay_until: 0,
             unguarded: std::env::var_os(UNGUARDED).is_some_and(|value| value == "1"),
         };
         if keeper.unguarded {
             tracing::warn!("{UNGUARDED} is set: commands may be applied twice");
         }
+        let in_stream = |record: &&Record| matches!(record.place, RecordPlace::Stream { .. });
+        let ahead: Vec<u64> = state.records.iter().filter(in_stream).map(|record| record.history).collect();
         let found = match keeper.stand(state, matches!(router, Router::Single)) {
             Standing::Nothing => Found::Nothing,
             Standing::Lost(why) => Found::Begun(why),
             Standing::At(record) => match record.place {
-                RecordPlace::Snapshot { .. } => Found::Begun("the full sync was not complete"),
+                // That node has fallen back, or the others only just went ahead: which of them is not known.
+                RecordPlace::Snapshot { .. } if ahead.contains(&record.history) => {
+                    Found::Begun("one node is in the full sync, while others are past it")
+                }
+                RecordPlace::Snapshot { load: Some(load), .. } => Found::Loading(load),
+                RecordPlace::Snapshot { load: None, .. } => Found::Begun("the full sync was not complete"),
                 RecordPlace::Stream { replication_id, offset, db } => {
                     Found::Resume(Checkpoint { replication_id, offset, db })
                 }
@@ -145,12 +157,14 @@ impl Keeper {
 
     /// Takes in what the nodes hold.
     fn stand(&mut self, state: NodeState, single: bool) -> Standing {
-        let NodeState { records, guards } = state;
+        let NodeState { records, guards, territories } = state;
         let standing = standing(&records, single);
         if let Standing::At(record) = &standing {
             self.barrier = record.barrier;
         }
         self.guards = guards;
+        let of_history = territories.into_iter().filter(|territory| territory.history == self.history);
+        self.territory = of_history.max_by_key(|territory| territory.version);
         standing
     }
 
@@ -167,7 +181,14 @@ impl Keeper {
         }
         match self.stand(state, single) {
             // The first record goes out with the first key.
-            Standing::Nothing if self.recorded.is_some() => Err(KeeperError::Gone),
+            Standing::Nothing => match &self.recorded {
+                None => Ok(Standing::Nothing),
+                // So early, a node that failed over may have lost it again.
+                Some(RecordPlace::Snapshot { .. }) => {
+                    Ok(Standing::Lost("it lost the full sync that had begun"))
+                }
+                Some(RecordPlace::Stream { .. }) => Err(KeeperError::Gone),
+            },
             standing => Ok(standing),
         }
     }
@@ -233,5 +254,6 @@ async fn read_into(
     let found = recovery::read(connection, dialer, fence.names(), node.slots.as_ref()).await?;
     state.records.extend(found.records);
     state.guards.extend(found.guards);
+    state.territories.extend(found.territories);
     Ok(())
 }

@@ -23,14 +23,21 @@ pub struct Mending {
     standing: HashMap<Vec<u8>, i64>,
     /// A guard stands that lies behind a command to be sent again.
     pub out_of_order: bool,
+    /// Keys that sending again does not bring right.
+    spoiled: HashSet<(u64, Vec<u8>)>,
+}
+
+/// What becomes of one batch.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Sent again, in this order.
+    pub again: Vec<Unit>,
+    /// Where units start that are left as they are: their keys are spoiled.
+    pub left: Vec<usize>,
 }
 
 /// Key, history and offset.
 pub(super) type Guard = (Vec<u8>, (u64, i64));
-
-/// A command must not stand before one that was refused, and cannot be repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overtaken;
 
 impl Mending {
     /// First, for every batch: which guards stand.
@@ -47,14 +54,15 @@ impl Mending {
         }
     }
 
-    /// Then, for every batch: what of it is to be sent (again).
-    pub fn units(&mut self, trouble: &Trouble, failed: Vec<Unit>) -> Result<Vec<Unit>, Overtaken> {
+    /// Then, for every batch: what of it is to be sent (again). A command that must not stand before one that
+    /// was refused, and cannot be repeated, spoils its keys.
+    pub fn units(&mut self, trouble: &Trouble, failed: Vec<Unit>) -> Plan {
+        let mut plan = Plan::default();
         if failed.is_empty() && self.late.is_empty() {
-            return Ok(failed);
+            return plan;
         }
         let commands = commands(&trouble.batch.bytes, trouble.batch.db);
         let mut failed = failed.into_iter().peekable();
-        let mut again = Vec::new();
         let mut index = 0;
         while let Some(command) = commands.get(index) {
             let start = command.range.start;
@@ -72,16 +80,50 @@ impl Mending {
                     }
                     // A single command that was refused did nothing.
                     if !(range.len() == 1 && (refused || is_replayable(&unit.frames))) {
-                        return Err(Overtaken);
+                        self.spoil(&unit);
+                        plan.left.push(unit.at);
+                        continue;
                     }
                     unit
                 }
             };
             self.late.extend(keys_of(&unit.frames));
             self.raise_guard(&mut unit);
-            again.push(unit);
+            plan.again.push(unit);
         }
-        Ok(again)
+        plan
+    }
+
+    fn spoil(&mut self, unit: &Unit) {
+        let db = unit.db.unwrap_or_default();
+        for key in keys_of(&unit.frames) {
+            self.late.insert(key.clone());
+            self.spoiled.insert((db, key));
+        }
+    }
+
+    /// Last, with the plans for all batches: what would read a spoiled key, or write one, is not sent, and
+    /// spoils its other keys. Gives all that are.
+    pub fn close<'p>(&mut self, plans: impl Iterator<Item = &'p mut Plan>) -> HashSet<(u64, Vec<u8>)> {
+        let mut plans: Vec<&mut Plan> = plans.collect();
+        let mut before = usize::MAX;
+        while before != self.spoiled.len() {
+            before = self.spoiled.len();
+            for plan in &mut plans {
+                let Plan { again, left } = &mut **plan;
+                again.retain(|unit| {
+                    let db = unit.db.unwrap_or_default();
+                    let touches =
+                        keys_of(&unit.frames).into_iter().any(|key| self.spoiled.contains(&(db, key)));
+                    if touches {
+                        self.spoil(unit);
+                        left.push(unit.at);
+                    }
+                    !touches
+                });
+            }
+        }
+        std::mem::take(&mut self.spoiled)
     }
 
     /// What stands behind it must not be taken for missing: the guard does not fall.
@@ -142,6 +184,15 @@ pub(super) fn guard(frames: &[u8]) -> Option<Guard> {
     found
 }
 
+/// Keys of the data, with their databases.
+pub fn keys_of_units(units: &[Unit]) -> Vec<(u64, Vec<u8>)> {
+    let keys = |unit: &Unit| {
+        let db = unit.db.unwrap_or_default();
+        keys_of(&unit.frames).into_iter().map(move |key| (db, key))
+    };
+    units.iter().flat_map(keys).collect()
+}
+
 /// Keys of the data that the commands touch.
 fn keys_of(frames: &[u8]) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
@@ -176,19 +227,24 @@ mod tests {
 
     const GUARD: &str = "redis-migration:{a}:u:0:guard";
 
-    fn again(trouble: &Trouble) -> Result<(Vec<String>, bool), Overtaken> {
+    /// What is sent again, whether guards are out of order by that, and what is spoiled.
+    fn again(trouble: &Trouble) -> (Vec<String>, bool, Vec<String>) {
         let failed = examine(trouble, Reading { snapshot: false, replay: false }).retry;
         let mut mending = Mending::default();
         mending.note(trouble, &failed);
-        let units = mending.units(trouble, failed)?;
+        let mut plan = mending.units(trouble, failed);
+        let spoiled = mending.close(std::iter::once(&mut plan));
+        let mut spoiled: Vec<String> =
+            spoiled.into_iter().map(|(_, key)| String::from_utf8_lossy(&key).into_owned()).collect();
+        spoiled.sort();
         let mut words = Vec::new();
-        for unit in units {
+        for unit in plan.again {
             each_frame(&unit.frames, |args| {
                 let line: Vec<_> = args.iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
                 words.push(line.join(" "));
             });
         }
-        Ok((words, mending.out_of_order))
+        (words, mending.out_of_order, spoiled)
     }
 
     #[test]
@@ -197,13 +253,46 @@ mod tests {
             &[&["SET", "k", "1"], &["SET", "other", "2"], &["SET", "k", "3"]],
             &[(0, "OOM command not allowed")],
         );
-        assert_eq!(again(&trouble), Ok((vec!["SET k 1".to_owned(), "SET k 3".to_owned()], false)));
+        assert_eq!(again(&trouble), (vec!["SET k 1".to_owned(), "SET k 3".to_owned()], false, vec![]));
     }
 
     #[test]
-    fn what_cannot_be_repeated_must_not_have_overtaken() {
-        let trouble = trouble(&[&["SET", "k", "1"], &["INCR", "k"]], &[(0, "TRYAGAIN")]);
-        assert_eq!(again(&trouble), Err(Overtaken));
+    fn what_cannot_be_repeated_and_overtook_spoils_its_keys() {
+        let trouble = trouble(
+            &[
+                &["SET", "{t}k", "1"],
+                &["SADD", "{t}s", "x"],
+                &["SUNIONSTORE", "{t}d", "{t}s"],
+                &["INCR", "{t}k"],
+                &["SET", "{t}other", "1"],
+            ],
+            &[(0, "TRYAGAIN"), (1, "TRYAGAIN"), (4, "TRYAGAIN")],
+        );
+        let spoiled = ["{t}d", "{t}k", "{t}s"].map(str::to_owned).to_vec();
+        assert_eq!(again(&trouble), (vec!["SET {t}other 1".to_owned()], false, spoiled));
+    }
+
+    /// It reads a key that is not right any more: what it writes would not be either.
+    #[test]
+    fn what_reads_a_spoiled_key_is_not_sent_again() {
+        let trouble = trouble(
+            &[&["SDIFFSTORE", "{t}d", "{t}k"], &["SADD", "{t}k", "x"], &["SPOP", "{t}k"]],
+            &[(0, "TRYAGAIN"), (1, "TRYAGAIN")],
+        );
+        let (words, _, spoiled) = again(&trouble);
+        assert_eq!((words.len(), spoiled), (0, vec!["{t}d".to_owned(), "{t}k".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_sent_again_asks_no_more_for_the_key_that_is_never_there() {
+        let none = GUARD.replace("guard", "none");
+        let trouble = trouble(
+            &[&["MULTI"], &["EXISTS", &none], &["INCR", "k"], &["SET", GUARD, "7 10"], &["EXEC"]],
+            &[(1, "ASK 1 127.0.0.1:7001"), (4, "EXECABORT Transaction discarded")],
+        );
+        let failed = examine(&trouble, Reading { snapshot: false, replay: false }).retry;
+        assert_eq!(failed[0].replies, 4);
+        assert_eq!(again(&trouble).0, ["MULTI", "INCR k", &format!("SET {GUARD} 7 10"), "EXEC"]);
     }
 
     #[test]
@@ -221,7 +310,7 @@ mod tests {
             ],
             &[(1, "ASK 1 127.0.0.1:7001"), (3, "EXECABORT Transaction discarded")],
         );
-        let (words, out_of_order) = again(&trouble).unwrap();
+        let (words, out_of_order, _) = again(&trouble);
         assert_eq!(words, ["MULTI", "INCR gone", &format!("SET {GUARD} 7 20"), "EXEC"]);
         assert!(out_of_order);
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::resp::{array_header, bulk};
 use crate::target::chain;
-use crate::target::keys::guard_value;
+use crate::target::keys::append_guard_value;
 use crate::target::lane::{Batch, Exception, Lane, LaneError, LaneReport};
 
 pub use kept::Kept;
@@ -195,16 +195,7 @@ impl<S> Outbox<S> {
     /// Where the commands of a lane gather; in front of the first of a chained batch stands what chains it.
     #[inline]
     pub fn pending(&mut self, lane: usize) -> Option<&mut Pending> {
-        let slot = self.slots.get_mut(lane)?;
-        if slot.pending.commands == 0
-            && let Some(kept) = self.kept.as_ref().filter(|kept| kept.chained)
-        {
-            let pending = &mut slot.pending;
-            pending.head = chain::open(&kept.chain, slot.last_sequence + 1, pending.db, &mut pending.bytes);
-            pending.commands = pending.head;
-            pending.db = pending.db.or(Some(chain::DATABASE));
-        }
-        Some(&mut slot.pending)
+        Some(opened(self.slots.get_mut(lane)?, self.kept.as_ref()))
     }
 
     /// True while batches take effect in order or not at all.
@@ -241,22 +232,23 @@ impl<S> Outbox<S> {
         guard: Option<u16>,
         end: u64,
     ) {
-        let guard = guard.and_then(|slot| {
-            let kept = self.kept.as_ref()?;
-            Some((kept.names.guard(slot), guard_value(kept.history, kept.offset(end))))
-        });
-        let Some(pending) = self.pending(lane) else { return };
+        let kept = self.kept.as_ref();
+        let Some(slot) = self.slots.get_mut(lane) else { return };
+        let pending = opened(slot, kept);
         pending.select(db);
-        match guard {
+        match guard.zip(kept) {
             None => pending.commands(count).extend_from_slice(frames),
-            Some((key, value)) => {
-                let out = pending.commands(count + 3);
+            Some((slot, kept)) => {
+                let out = pending.commands(count + 4);
                 out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+                // While the slot moves, a node has some of its keys and refuses others; a guard must not stand
+                // when a command before it was refused. No node has this key, so all of these are refused.
+                out.extend_from_slice(b"*2\r\n$6\r\nEXISTS\r\n");
+                kept.names.append_none(slot, out);
                 out.extend_from_slice(frames);
-                array_header(3, out);
-                for word in [b"SET".as_slice(), &key, &value] {
-                    bulk(word, out);
-                }
+                out.extend_from_slice(b"*3\r\n$3\r\nSET\r\n");
+                kept.names.append_guard(slot, out);
+                append_guard_value(kept.history, kept.offset(end), out);
                 out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
             }
         }
@@ -273,6 +265,17 @@ impl<S> Outbox<S> {
         let out = pending.command();
         array_header(3, out);
         for word in [b"SET".as_slice(), &key, record] {
+            bulk(word, out);
+        }
+    }
+
+    /// Appends something else that is kept beside the data. To a chain it belongs as the data do.
+    pub fn append_kept(&mut self, lane: usize, key: &[u8], value: &[u8]) {
+        let Some(pending) = self.pending(lane) else { return };
+        pending.select(0);
+        let out = pending.command();
+        array_header(3, out);
+        for word in [b"SET".as_slice(), key, value] {
             bulk(word, out);
         }
     }
@@ -508,6 +511,20 @@ impl<S> Outbox<S> {
             kept.set_guards(&[]);
         }
     }
+}
+
+/// Where the slot's commands gather, begun as [`Outbox::pending`] says.
+#[inline]
+fn opened<'a>(slot: &'a mut Slot, kept: Option<&Kept>) -> &'a mut Pending {
+    let pending = &mut slot.pending;
+    if pending.commands == 0
+        && let Some(kept) = kept.filter(|kept| kept.chained)
+    {
+        pending.head = chain::open(&kept.chain, slot.last_sequence + 1, pending.db, &mut pending.bytes);
+        pending.commands = pending.head;
+        pending.db = pending.db.or(Some(chain::DATABASE));
+    }
+    pending
 }
 
 #[cfg(test)]

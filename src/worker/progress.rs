@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::repair::Refusal;
+use crate::slot::SlotRanges;
 use crate::source::replication::LinkState;
 use crate::spool::Full;
 
@@ -51,6 +52,10 @@ pub struct Numbers {
     /// Keys left as they were on the target (`existingKeys: Skip`).
     pub keys_skipped: u64,
     pub quarantined: u64,
+    /// Keys on the target do not have their own expiries, see `hold`.
+    pub holding: bool,
+    /// Keys and fields that got their own expiries back.
+    pub released: u64,
     /// What the worker waits for, empty when it does not.
     pub waiting: String,
 }
@@ -63,12 +68,31 @@ pub struct Quarantined {
     pub refusal: Refusal,
 }
 
+/// Which slots of a source cluster a worker follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Following {
+    /// False until the worker has found out.
+    pub known: bool,
+    /// Stand on the target, or will by what the worker does anyway.
+    pub slots: SlotRanges,
+    /// How often slots were copied for having moved.
+    pub adoptions: u64,
+    /// Why slots that are wanted cannot be copied; empty when nothing is known to be wrong.
+    pub failure: String,
+}
+
 /// Shared between a worker and those who report on it.
 #[derive(Debug)]
 pub struct ShardProgress {
     pub numbers: watch::Sender<Numbers>,
     pub link: watch::Sender<LinkState>,
+    /// Set when the keys on the target are to get their own expiries back.
+    pub release: watch::Sender<bool>,
     quarantine: Mutex<Vec<Quarantined>>,
+    /// Of a source cluster.
+    pub following: watch::Sender<Following>,
+    /// Which slots the worker shall follow; `None`: as it does.
+    pub wanted: watch::Sender<Option<SlotRanges>>,
 }
 
 impl ShardProgress {
@@ -76,7 +100,10 @@ impl ShardProgress {
         Arc::new(Self {
             numbers: watch::Sender::default(),
             link: watch::Sender::default(),
+            release: watch::Sender::default(),
             quarantine: Mutex::default(),
+            following: watch::Sender::default(),
+            wanted: watch::Sender::default(),
         })
     }
 

@@ -6,7 +6,7 @@ use super::outbox::Trouble;
 use crate::command::{Route, lookup, route};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
-use crate::target::keys::PREFIX;
+use crate::target::keys::{PREFIX, is_none};
 use crate::target::lane::ExceptionKind;
 
 /// A command, or a whole transaction, that was not applied and shall be.
@@ -124,7 +124,8 @@ pub fn examine(trouble: &Trouble, reading: Reading) -> Findings {
                     });
                     if aborted {
                         done = unit.end;
-                        for command in commands.get(unit.start + 1..unit.end - 1).unwrap_or_default() {
+                        let inside = commands.get(unit.start + 1..unit.end - 1).unwrap_or_default();
+                        for command in inside.iter().filter(|command| !is_own(command)) {
                             findings.refused.push(refusal(command, &error));
                             findings.refused_at.push(command.range.start);
                         }
@@ -230,6 +231,16 @@ pub(super) fn is_stage(key: &[u8]) -> bool {
     key.starts_with(PREFIX)
 }
 
+/// Not of the source: what makes a transaction count once.
+fn is_own(command: &Command<'_>) -> bool {
+    command.args.get(1).is_some_and(|key| is_stage(key) && (is_none(key) || key.ends_with(b":guard")))
+}
+
+/// Asks for the key that is never there.
+fn is_probe(command: &Command<'_>) -> bool {
+    is(command, b"EXISTS") && command.args.get(1).is_some_and(|key| is_none(key))
+}
+
 /// The name that the large value behind this SET of its staging key was to get.
 fn staged_key(commands: &[Command<'_>], index: usize) -> Option<Vec<u8>> {
     let stage = commands.get(index)?.args.get(1)?;
@@ -254,14 +265,16 @@ pub(super) fn unit_of(
 ) -> Unit {
     let parts = commands.get(unit.clone()).unwrap_or_default();
     let start = parts.first().map_or(0, |command| command.range.start);
-    let end = parts.last().map_or(start, |command| command.range.end);
+    // Sent alone and in order it needs no probe, which would keep it waiting until the slot has moved.
+    let parts = || parts.iter().filter(|command| !is_probe(command));
+    let frames = parts().filter_map(|command| trouble.batch.bytes.get(command.range.clone())).flatten();
     Unit {
         lane: trouble.lane,
-        db: parts.first().and_then(|command| command.db),
-        slot: parts.iter().find_map(|command| slot_of(command, &trouble.batch.bytes)),
-        frames: trouble.batch.bytes.get(start..end).unwrap_or_default().to_vec(),
+        db: parts().next().and_then(|command| command.db),
+        slot: parts().find_map(|command| slot_of(command, &trouble.batch.bytes)),
+        frames: frames.copied().collect(),
         at: start,
-        replies: parts.len(),
+        replies: parts().count(),
         error,
     }
 }

@@ -3,12 +3,13 @@
 use super::outbox::{Outbox, Pending};
 use super::route::Router;
 use crate::api::plan::ExistingKeys;
+use crate::hold::Holding;
 use crate::rdb::compat::TargetFormat;
 use crate::rdb::{
-    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, plain_string,
+    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, hold_fields, plain_string,
     restore_payload_len,
 };
-use crate::resp::{array_header, bulk, header};
+use crate::resp::{array_header, bulk, encode_command, header};
 use crate::slot::{slot, tag_for_slot};
 use crate::version::Flavor;
 
@@ -25,6 +26,7 @@ pub struct SnapshotRules {
     pub replay: bool,
     /// Names this shard in the keys that large values are built under.
     pub stage: String,
+    pub holding: Holding,
 }
 
 impl SnapshotRules {
@@ -94,7 +96,7 @@ pub fn apply<S>(
             let lane = router.lane(record.key);
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
             pending.select(db);
-            write_key(record, rules, pending, now_ms);
+            write_key(record, flavor, rules, pending, now_ms);
             outbox.note(lane);
             Applied::Key(lane)
         }
@@ -119,7 +121,8 @@ pub fn apply<S>(
             let Some(staged) = staged else { return Applied::Nothing };
             let lane = staged.lane;
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
-            match items.append_commands(&staged.stage, rules.dialect, &mut pending.bytes) {
+            let dialect = Dialect { holding: rules.holding, ..rules.dialect };
+            match items.append_commands(&staged.stage, dialect, &mut pending.bytes) {
                 Ok(count) => pending.commands += u32::try_from(count).unwrap_or(u32::MAX),
                 Err(error) => staged.commands_failed = Some(error.to_string()),
             }
@@ -147,7 +150,21 @@ pub fn apply<S>(
     }
 }
 
-fn write_key(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
+fn write_key(
+    record: &KeyRecord<'_>,
+    flavor: Flavor,
+    rules: &SnapshotRules,
+    pending: &mut Pending,
+    now_ms: u64,
+) {
+    // RESTORE leaves out fields whose time is over.
+    let mut held = Vec::new();
+    let fields = rules.holding.fields && hold_fields(record.type_byte, record.value, flavor, &mut held);
+    let record = &KeyRecord {
+        expire_at_ms: record.expire_at_ms.map(|at| rules.holding.key(at)),
+        value: if fields { &held } else { record.value },
+        ..*record
+    };
     let no_access_data = record.idle_seconds.is_none() && record.lfu.is_none();
     if no_access_data
         && (record.expire_at_ms.is_none() || rules.set_pxat)
@@ -182,12 +199,22 @@ fn write_set(record: &KeyRecord<'_>, text: &[u8], rules: &SnapshotRules, out: &m
 }
 
 fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pending, now_ms: u64) {
-    let format = &rules.format;
-    let replace = rules.overwrites();
+    pending.commands += restore(record, &rules.format, rules.overwrites(), now_ms, &mut pending.bytes);
+}
+
+/// Appends the commands that make a key hold this value: how many.
+pub fn restore(
+    record: &KeyRecord<'_>,
+    format: &TargetFormat,
+    replace: bool,
+    now_ms: u64,
+    out: &mut Vec<u8>,
+) -> u32 {
+    let mut commands = 1;
     if replace && !format.has_restore_replace() {
-        write(pending, &[b"DEL", record.key]);
+        encode_command(&[b"DEL".as_slice(), record.key], out);
+        commands += 1;
     }
-    let out = pending.command();
     let absolute = record.expire_at_ms.is_some() && format.has_restore_absttl();
     let access =
         format.has_restore_idletime_and_freq() && (record.idle_seconds.is_some() || record.lfu.is_some());
@@ -221,6 +248,7 @@ fn write_restore(record: &KeyRecord<'_>, rules: &SnapshotRules, pending: &mut Pe
         bulk(word, out);
         bulk(itoa::Buffer::new().format(number).as_bytes(), out);
     }
+    commands
 }
 
 fn begin_large<S>(
@@ -239,7 +267,8 @@ fn begin_large<S>(
         // An earlier attempt may have left its part.
         write(pending, &[b"DEL", &stage]);
     }
-    *staged = Some(Staged { lane, stage, expire_at_ms: head.expire_at_ms, commands_failed: None });
+    let expire_at_ms = head.expire_at_ms.map(|at| rules.holding.key(at));
+    *staged = Some(Staged { lane, stage, expire_at_ms, commands_failed: None });
     Applied::Part { lane, done: false }
 }
 
@@ -305,6 +334,7 @@ mod tests {
             existing,
             replay,
             stage: "s".to_owned(),
+            holding: Holding::default(),
         }
     }
 

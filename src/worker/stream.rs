@@ -1,16 +1,23 @@
 //! The command stream: each command of the source finds its lane, in order.
 
+mod rewriting;
+mod transaction;
+
 use std::collections::{BTreeMap, HashSet};
 
 use super::outbox::Outbox;
+use super::recopy::gate::Gate;
+use super::release::Carried;
 use super::route::Router;
 use crate::command::{
-    Class, Clock, CommandSpec, DynamicTable, Emulation, Kind, Part, Rewrite, Route, SplitPlan, class_of,
-    database_args, group_transaction, lookup, may_rewrite, rewrite, route, split,
+    Class, CommandSpec, DynamicTable, Emulation, Kind, Part, Route, SplitPlan, class_of, lookup, route, split,
 };
-use crate::resp::frame::{Parsed, each_frame, parse_frame};
-use crate::resp::{Args, Span, array_header, bulk, encode_command};
+use crate::hold::Holding;
+use crate::resp::frame::each_frame;
+use crate::resp::{Args, encode_command};
 use crate::version::ServerVersion;
+
+use transaction::Transaction;
 
 /// A source transaction larger than this loses its atomicity rather than our memory.
 const LARGEST_TRANSACTION: usize = if cfg!(test) { 1 << 10 } else { 128 << 20 };
@@ -26,6 +33,7 @@ pub struct StreamRules {
     pub sole_source: bool,
     /// Commands that only the source knows.
     pub dynamic: DynamicTable,
+    pub holding: Holding,
 }
 
 /// Place in the stream, as a resume needs it.
@@ -64,9 +72,13 @@ pub struct Onward<'a, S> {
     pub rules: &'a StreamRules,
     pub router: &'a Router,
     pub outbox: &'a mut Outbox<S>,
+    /// What is left out.
+    pub gate: &'a mut Gate,
     pub moment: Moment,
     /// Spool position behind the command at hand.
     pub end: u64,
+    /// While held expiries are given back.
+    pub carried: Option<&'a mut Carried>,
 }
 
 impl<S> Onward<'_, S> {
@@ -110,21 +122,6 @@ pub struct Stream {
     scripts: HashSet<[u8; 20]>,
     temporaries: u64,
     scratch: Vec<u8>,
-}
-
-/// An open source transaction. On a single target its commands are passed on at once, on a cluster they
-/// are held until EXEC tells that all are there.
-#[derive(Debug, Default)]
-struct Transaction {
-    frames: Vec<u8>,
-    commands: u32,
-    passed_bytes: usize,
-    /// On a single target: what was passed on has its EXEC, what follows will need a MULTI.
-    cut: bool,
-    /// The source's database before it.
-    db: u64,
-    /// Spool position before its MULTI.
-    from: u64,
 }
 
 /// What is the same for all commands of a block.
@@ -177,8 +174,11 @@ impl Stream {
             }
             Kind::Exec => return self.exec(args, to),
             Kind::TopologyChange => {
-                let why = "slots moved on the source: the keys that moved are not followed yet";
-                return refused(args, why);
+                // What moved is copied from where it went.
+                if to.gate.owned().is_some() {
+                    return Taken::Done { commands: 0 };
+                }
+                return refused(args, "slots moved on a source that is not known as a cluster");
             }
             Kind::Flush if !to.rules.sole_source => {
                 return refused(args, "other sources feed this target too, and their keys must stay");
@@ -190,6 +190,12 @@ impl Stream {
                 to.outbox.unchains(0)
             }
             _ => {}
+        }
+        if !to.gate.is_open() && !to.gate.admits(spec, args, to.target_db(self.place.db)) {
+            return Taken::Done { commands: 0 };
+        }
+        if let Some(carried) = &mut to.carried {
+            carried.note(spec, args, self.place.db, &to.rules.database_map);
         }
         let replaced = self.rewritten(spec, args, to.moment, to.rules);
         let taken = match replaced {
@@ -206,53 +212,6 @@ impl Stream {
             self.load_everywhere(args, to);
         }
         taken
-    }
-
-    /// The command in the form for this target, in `scratch`: `None` when it may stay as it is.
-    fn rewritten(
-        &mut self,
-        spec: &CommandSpec,
-        args: &Args<'_>,
-        moment: Moment,
-        rules: &StreamRules,
-    ) -> Option<u32> {
-        let mapped = !rules.database_map.is_empty()
-            && matches!(spec.kind, Kind::Move | Kind::SwapDb | Kind::Data)
-            && self.map_databases(spec, args, rules);
-        if mapped {
-            return Some(1);
-        }
-        if !may_rewrite(spec, args) {
-            return None;
-        }
-        self.scratch.clear();
-        let clock = Clock { received_at_ms: moment.arrived as i64, now_ms: moment.now as i64 };
-        match rewrite(spec, args, clock, rules.target, &mut self.scratch) {
-            Rewrite::Unchanged => None,
-            Rewrite::Replaced(count) => Some(count),
-            Rewrite::Drop => Some(0),
-        }
-    }
-
-    /// MOVE, SWAPDB and COPY … DB name databases; true when the mapped command is in `scratch`.
-    fn map_databases(&mut self, spec: &CommandSpec, args: &Args<'_>, rules: &StreamRules) -> bool {
-        let mut places = Vec::new();
-        database_args(spec, args, &mut |index| places.push(index));
-        if places.is_empty() {
-            return false;
-        }
-        self.scratch.clear();
-        array_header(args.len(), &mut self.scratch);
-        for (index, arg) in args.iter().enumerate() {
-            match decimal(arg).filter(|_| places.contains(&index)) {
-                Some(db) => {
-                    let db = rules.database_map.get(&db).copied().unwrap_or(db);
-                    bulk(itoa::Buffer::new().format(db).as_bytes(), &mut self.scratch);
-                }
-                None => bulk(arg, &mut self.scratch),
-            }
-        }
-        true
     }
 
     /// What one command of the source became.
@@ -368,99 +327,6 @@ impl Stream {
         Taken::Barrier(Box::new(Barrier { db, parts, commands: 1, from, end }))
     }
 
-    fn exec<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
-        if !to.router.is_cluster() {
-            if to.exactly_once() {
-                self.transaction = None;
-                return Taken::Done { commands: 0 };
-            }
-            self.pass(args.frame, 1, to);
-            let before = self.transaction.take().map(|transaction| transaction.db);
-            // A SELECT inside takes effect only if the target runs the transaction.
-            if before != Some(self.place.db)
-                && let Some(pending) = to.outbox.pending(0)
-            {
-                pending.forget_db();
-            }
-            return Taken::Done { commands: 0 };
-        }
-        let taken = self.transaction_parts(to);
-        self.transaction = None;
-        let Taken::Barrier(barrier) = taken else { return taken };
-        // Most transactions are groups of one slot each, which the lanes can take as they are.
-        if !barrier.parts.iter().all(|part| matches!(part, Part::Group { .. })) {
-            return Taken::Barrier(barrier);
-        }
-        for part in barrier.parts {
-            let Part::Group { slot, commands, frames } = part else { continue };
-            if to.exactly_once() {
-                to.send_slot(
-                    slot,
-                    barrier.db,
-                    &frames,
-                    commands,
-                    commands > 1 || is_guarded(&frames, to.rules),
-                );
-            } else if commands == 1 {
-                to.send_slot(slot, barrier.db, &frames, 1, false);
-            } else {
-                let whole = [b"*1\r\n$5\r\nMULTI\r\n", frames.as_slice(), b"*1\r\n$4\r\nEXEC\r\n"].concat();
-                to.send_slot(slot, barrier.db, &whole, commands + 2, false);
-            }
-        }
-        Taken::Done { commands: 0 }
-    }
-
-    /// What was held of the open transaction, as parts per slot.
-    fn transaction_parts<S>(&mut self, to: &Onward<'_, S>) -> Taken {
-        let db = to.target_db(self.place.db);
-        let Some(transaction) = self.transaction.replace(Transaction::default()) else {
-            return Taken::Done { commands: 0 };
-        };
-        let mut spans: Vec<Span> = Vec::new();
-        let mut commands: Vec<(&CommandSpec, std::ops::Range<usize>, std::ops::Range<usize>)> = Vec::new();
-        let mut arg_spans = Vec::new();
-        let mut at = 0;
-        while let Some(Ok(Parsed::Command(length))) = transaction
-            .frames
-            .get(at..)
-            .filter(|rest| !rest.is_empty())
-            .map(|rest| parse_frame(rest, &mut spans))
-        {
-            let frame = at..at + length;
-            let args =
-                Args { frame: transaction.frames.get(frame.clone()).unwrap_or_default(), spans: &spans };
-            if let Some(spec) = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(&args)) {
-                let first = arg_spans.len();
-                arg_spans.extend_from_slice(&spans);
-                commands.push((spec, frame, first..arg_spans.len()));
-            }
-            at += length;
-        }
-        let count = u32::try_from(commands.len()).unwrap_or(u32::MAX);
-        let given = commands.into_iter().map(|(spec, frame, spans)| {
-            let args = Args {
-                frame: transaction.frames.get(frame).unwrap_or_default(),
-                spans: arg_spans.get(spans).unwrap_or_default(),
-            };
-            (spec, args)
-        });
-        match group_transaction(given, self.temporaries) {
-            Ok(parts) => {
-                for part in &parts {
-                    if let Part::Emulate(emulation) = part {
-                        self.temporaries = self.temporaries.wrapping_add(emulation.temporaries);
-                    }
-                }
-                let (from, end) = (transaction.from, to.end);
-                Taken::Barrier(Box::new(Barrier { db, parts, commands: count, from, end }))
-            }
-            Err(error) => {
-                Taken::Refused { command: "EXEC".to_owned(), key: Vec::new(), why: error.to_string() }
-            }
-        }
-    }
-
     /// A command that neither the table nor the source's COMMAND knows.
     fn unknown<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
         if to.router.is_cluster() {
@@ -531,15 +397,6 @@ fn one_slot(spec: &CommandSpec, frames: &[u8]) -> Option<(u16, bool)> {
         guarded |= class_of(spec, args) == Class::Guarded;
     });
     found.filter(|_| same).map(|slot| (slot, guarded))
-}
-
-fn is_guarded(frames: &[u8], rules: &StreamRules) -> bool {
-    let mut guarded = false;
-    each_frame(frames, |args| {
-        let spec = lookup(args.name()).or_else(|| rules.dynamic.lookup(args));
-        guarded |= spec.is_none_or(|spec| class_of(spec, args) == Class::Guarded);
-    });
-    guarded
 }
 
 fn refused(args: &Args<'_>, why: &str) -> Taken {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::client::{Client, Pipe, Reply, poll};
 use crate::figures::Row;
@@ -41,7 +42,7 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
                 continue;
             }
             let target = if row.id == CLUSTER { Target::cluster()? } else { Target::standalone()? };
-            match migrate(&target, &commands, count, check) {
+            match migrate(&target, &commands, count, check, &[]) {
                 Ok(run) => {
                     say(&format!("{}: {:.2} s, CPU {:.2} s", row.id, run.seconds, run.cpu));
                     row.ours.push(run.seconds);
@@ -55,16 +56,24 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
     Ok([standalone, cluster].into_iter().filter(|row| settings.wants(row.id)).collect())
 }
 
-struct Run {
-    seconds: f64,
-    cpu: f64,
-    peak: u64,
+/// What a run of the tool took.
+pub struct Run {
+    pub seconds: f64,
+    pub cpu: f64,
+    pub peak: u64,
 }
 
-fn migrate(target: &Target, commands: &[u8], count: u64, check: bool) -> Result<Run> {
+/// Workload I through the tool with these manifest fields; `check`: both sides are compared.
+pub fn migrate(
+    target: &Target,
+    commands: &[u8],
+    count: u64,
+    check: bool,
+    fields: &[(&str, Value)],
+) -> Result<Run> {
     let source = Server::start()?;
     let route = Route { source: source.endpoint(), target: target.endpoint()? };
-    let mut tool = Tool::start(&Task::Follow, &route)?;
+    let mut tool = Tool::start_with(&Task::Follow, &route, fields)?;
     tool.condition("InSync", Duration::from_secs(60))?;
     let cpu = tool.cpu_seconds()?;
     let seconds = until_caught_up(&source, target, commands, count)?;
@@ -134,12 +143,12 @@ fn marker_of(node: &Server, target: &Target) -> Result<String> {
     bail!("no key of a thousand belongs to 127.0.0.1:{}", node.port())
 }
 
-fn has(client: &mut Client, key: &str) -> Result<bool> {
+pub fn has(client: &mut Client, key: &str) -> Result<bool> {
     Ok(client.call(&["EXISTS", key])? == Reply::Integer(1))
 }
 
 /// Waits until the source has heard that everything it sent was applied. Not part of the time: it is told once a second.
-fn acknowledged(source: &Server) -> Result<()> {
+pub fn acknowledged(source: &Server) -> Result<()> {
     let mut client = source.client()?;
     poll("the offsets are equal", Duration::from_millis(20), Duration::from_secs(15), || {
         let replica = client.info("replication", "slave0")?;

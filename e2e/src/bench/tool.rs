@@ -51,14 +51,33 @@ pub struct Tool {
     started: Instant,
     statuses: Receiver<(Instant, Value)>,
     peak: Arc<AtomicU64>,
-    home: TempDir,
+    home: Arc<TempDir>,
 }
 
 impl Tool {
     /// Starts the tool with a fresh data folder.
     pub fn start(task: &Task, route: &Route) -> Result<Tool> {
-        let home = TempDir::with_prefix("redis-migration-bench-")?;
-        manifest(task, route).write(home.path())?;
+        Tool::start_with(task, route, &[])
+    }
+
+    /// The same with these manifest fields, by JSON pointer.
+    pub fn start_with(task: &Task, route: &Route, fields: &[(&str, Value)]) -> Result<Tool> {
+        let home = Arc::new(TempDir::with_prefix("redis-migration-bench-")?);
+        let fields = fields.iter().map(|(path, value)| (*path, value.clone()));
+        let manifest =
+            fields.fold(manifest(task, route), |manifest, (path, value)| manifest.set(path, value));
+        manifest.write(home.path())?;
+        Tool::start_in(home, task)
+    }
+
+    /// SIGKILL, and a start in the same folder.
+    pub fn kill_and_start(mut self, task: &Task, meanwhile: impl FnOnce() -> Result<()>) -> Result<Tool> {
+        process::end(&mut self.child);
+        meanwhile()?;
+        Tool::start_in(Arc::clone(&self.home), task)
+    }
+
+    fn start_in(home: Arc<TempDir>, task: &Task) -> Result<Tool> {
         let mut command = Command::new(binary()?);
         match task {
             Task::Verify => {
@@ -150,6 +169,11 @@ impl Tool {
             bail!("cannot signal the tool: {}", self.last_words());
         }
         self.finish(Duration::from_secs(30))
+    }
+
+    /// When the process was started.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// CPU so far, in seconds.

@@ -12,6 +12,8 @@ use serde_json::Value;
 mod backpressure;
 #[path = "../bench/client.rs"]
 mod client;
+#[path = "../bench/delivery.rs"]
+mod delivery;
 #[path = "../bench/figures.rs"]
 mod figures;
 #[path = "../bench/full_sync.rs"]
@@ -26,6 +28,8 @@ mod memory;
 mod prepared;
 #[path = "../bench/process.rs"]
 mod process;
+#[path = "../bench/restart.rs"]
+mod restart;
 #[path = "../bench/server.rs"]
 mod server;
 #[path = "../bench/settings.rs"]
@@ -77,9 +81,11 @@ fn field(text: &str) -> Result<(String, Value)> {
 /// A group of rows that share servers and data, and how it is measured.
 type Group = (&'static [&'static str], fn(&Settings) -> Result<Vec<Row>>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 7] = [
     (&full_sync::ROWS, full_sync::measure),
     (&incremental::ROWS, incremental::measure),
+    (&delivery::ROWS, delivery::measure),
+    (&restart::ROWS, restart::measure),
     (&latency::ROWS, latency::measure),
     (&memory::ROWS, memory::measure),
     (&backpressure::ROWS, backpressure::measure),

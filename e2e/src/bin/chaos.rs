@@ -43,9 +43,12 @@ struct Arguments {
     /// Percent of the load's commands that show when they run twice; chosen by the seed when absent.
     #[arg(long)]
     additive: Option<u32>,
-    /// The load renews keys that are about to expire.
+    /// The load does not renew keys that are about to expire.
     #[arg(long)]
-    renewals: bool,
+    without_renewals: bool,
+    /// The full sync is slow in every run, and not by chance: faults hit it, with its spool on disk.
+    #[arg(long)]
+    slow_start: bool,
     /// Sets a manifest field in every run, such as /spec/limits/pipelineCommands=1.
     #[arg(long, value_name = "POINTER=JSON", value_parser = field)]
     set: Vec<(String, Value)>,
@@ -117,7 +120,8 @@ fn choice(arguments: &Arguments) -> Result<Choice> {
         targets: or_all(&arguments.target, all.targets),
         faults,
         steps: (arguments.steps.saturating_sub(3).max(1), arguments.steps.max(1)),
-        renewals: arguments.renewals,
+        renewals: !arguments.without_renewals,
+        slow_start: arguments.slow_start.then_some(true),
         additive: arguments.additive,
         fields: arguments.set.clone(),
     })

@@ -28,6 +28,7 @@ pub enum Fault {
     SourceFailover,
     SourceCrash,
     SourceBehind,
+    SourceSlots,
     TargetFailover,
     TargetForce,
     TargetCrash,
@@ -37,7 +38,7 @@ pub enum Fault {
 }
 
 /// Name, how often it is chosen beside others, and what happens.
-const TABLE: [(Fault, &str, u32, &str); 25] = [
+const TABLE: [(Fault, &str, u32, &str); 26] = [
     (Fault::Stop, "stop", 2, "SIGTERM, and a start with the same data folder"),
     (Fault::Kill, "kill", 10, "SIGKILL, and a start with the same data folder"),
     (Fault::KillFresh, "kill-fresh", 4, "SIGKILL, and a start with an empty data folder"),
@@ -62,6 +63,12 @@ const TABLE: [(Fault, &str, u32, &str); 25] = [
     (Fault::SourceFailover, "source-failover", 4, "a replica of the source is promoted"),
     (Fault::SourceCrash, "source-crash", 3, "kill -9 of a source master"),
     (Fault::SourceBehind, "source-behind", 2, "as source-crash, its replica not having the last writes"),
+    (
+        Fault::SourceSlots,
+        "source-slots",
+        4,
+        "slots of the source move between its shards while they are written",
+    ),
     (Fault::TargetFailover, "target-failover", 4, "a replica of the target is promoted"),
     (Fault::TargetForce, "target-force", 2, "CLUSTER FAILOVER FORCE or TAKEOVER"),
     (Fault::TargetCrash, "target-crash", 5, "kill -9 of a target master; standalone: and its restart"),
@@ -113,6 +120,7 @@ impl Fault {
             Self::SourceFailover | Self::SourceCrash | Self::SourceBehind => source != Shape::Standalone,
             Self::TargetFailover | Self::TargetRollback => target != Shape::Standalone,
             Self::TargetForce | Self::TargetSlots => target == Shape::Cluster,
+            Self::SourceSlots => source == Shape::Cluster,
             _ => true,
         }
     }
@@ -126,11 +134,17 @@ impl Fault {
             Stop | Rival
                 | TargetMemory
                 | TargetSlots
+                | SourceSlots
                 | TargetFailover
                 | TargetForce
                 | TargetCrash
                 | TargetRollback
         )
+    }
+
+    /// Slots that move then would be lost with the master that gives them away, whatever the tool does.
+    pub(super) fn needs_slots_at_rest(self) -> bool {
+        matches!(self, Self::SourceFailover | Self::SourceCrash | Self::SourceBehind)
     }
 
     fn row(self) -> Option<&'static (Self, &'static str, u32, &'static str)> {

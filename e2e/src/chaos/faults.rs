@@ -6,7 +6,7 @@ use super::deployment::{Deployment, How, Side};
 use super::keeper::Rival;
 use super::plan::Step;
 use super::run::{Run, wait_probe};
-use super::shards::SlotMove;
+use super::shards::{Shards, SlotMove};
 use super::ways::Ways;
 use super::{Fault, Void};
 use crate::client::slot;
@@ -18,7 +18,7 @@ const SPEEDS: [u64; 4] = [5_000, 5_000, 20_000, 100_000];
 /// A fault that holds on until `Run::over`.
 pub(super) enum Active {
     Held(Side, Held),
-    Slots(Vec<SlotMove>),
+    Slots(Side, Vec<SlotMove>),
     Memory,
 }
 
@@ -68,7 +68,8 @@ impl Run<'_> {
             }
             TargetCrash => self.fail_over(Side::Target, How::Crash, step),
             TargetRollback => self.fail_over(Side::Target, How::Behind, step),
-            TargetSlots => self.move_slots(step),
+            SourceSlots => self.move_slots(Side::Source, step),
+            TargetSlots => self.move_slots(Side::Target, step),
             TargetMemory => {
                 self.target.configure("maxmemory", "1mb")?;
                 self.active.push(Active::Memory);
@@ -93,8 +94,8 @@ impl Run<'_> {
                 Ok(())
             }
             Active::Memory => self.target.configure("maxmemory", "0"),
-            Active::Slots(moves) => {
-                let Deployment::Cluster(shards) = &*self.target else { return Ok(()) };
+            Active::Slots(side, moves) => {
+                let Some(shards) = self.shards(side) else { return Ok(()) };
                 for moved in &moves {
                     if !moved.finish(shards)? {
                         return Err(Void("the cluster failed over by itself while slots moved").into());
@@ -138,9 +139,12 @@ impl Run<'_> {
     }
 
     /// Slots that the load writes to, moved key by key while it goes on.
-    fn move_slots(&mut self, step: &Step) -> Result<()> {
-        let Deployment::Cluster(shards) = &mut *self.target else { return Ok(()) };
-        shards.ready()?;
+    fn move_slots(&mut self, side: Side, step: &Step) -> Result<()> {
+        match if side == Side::Source { &mut *self.source } else { &mut *self.target } {
+            Deployment::Cluster(shards) => shards.ready()?,
+            _ => return Ok(()),
+        }
+        let Some(shards) = self.shards(side) else { return Ok(()) };
         let tags = u64::from(self.plan.load.tags.max(1));
         let mut slots: Vec<u16> =
             (0..=step.pick % 3).map(|i| slot(((step.pick / 7 + i) % tags).to_string().as_bytes())).collect();
@@ -150,14 +154,21 @@ impl Run<'_> {
             slots.iter().map(|&slot| SlotMove::begin(shards, slot, step.pick / 3)).collect::<Result<_>>()?;
         // Half way on there are keys on both sides.
         for _ in 0..8 {
-            let Deployment::Cluster(shards) = &*self.target else { return Ok(()) };
+            let Some(shards) = self.shards(side) else { return Ok(()) };
             for moved in &moves {
                 moved.advance(shards, 3)?;
             }
             self.written(step.hold / 10)?;
         }
-        self.active.push(Active::Slots(moves));
+        self.active.push(Active::Slots(side, moves));
         Ok(())
+    }
+
+    fn shards(&self, side: Side) -> Option<&Shards> {
+        match if side == Side::Source { &*self.source } else { &*self.target } {
+            Deployment::Cluster(shards) => Some(shards),
+            _ => None,
+        }
     }
 
     fn hold(&mut self, sides: &[Side], held: Held, pick: u64) -> Result<()> {

@@ -17,6 +17,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// A process that was fenced off ends within this time.
 const FENCED: Duration = Duration::from_secs(20);
 
+/// What the tool says when it uses what an earlier process spooled.
+const TAKEN_UP: &str = "going on with the spool that an earlier run left";
+
 /// What an older process finds when it goes on beside a newer one.
 #[derive(Clone, Copy, Debug)]
 pub enum Rival {
@@ -49,6 +52,8 @@ pub struct Counts {
     /// As the status counts them.
     pub resumes: i64,
     pub full_resyncs: i64,
+    /// Processes that went on with what an earlier one had on disk.
+    pub taken_up: u64,
     /// Commands the target refused for good, in the last status of any process.
     pub quarantined: i64,
 }
@@ -151,7 +156,7 @@ impl Keeper {
         let finished = first.wait_exit(FENCED);
         let finished = finished.context("the older of two processes goes on")?;
         let status = finished.status().unwrap_or_default();
-        let quarantined = self.count(&status);
+        let quarantined = self.count(&finished.stderr, &status);
         self.ended.push((finished.stderr, status.clone()));
         ensure!(finished.code == 1, "the older of two processes ended with exit code {}", finished.code);
         // Commands are refused when both write; then it was that which ended it.
@@ -161,15 +166,17 @@ impl Keeper {
 
     fn record(&mut self, tool: &Tool) {
         let status = tool.status().unwrap_or_default();
-        self.count(&status);
-        self.ended.push((tool.stderr(), status));
+        let log = tool.stderr();
+        self.count(&log, &status);
+        self.ended.push((log, status));
     }
 
     /// Adds what a process that has ended counted; how much it quarantined.
-    fn count(&mut self, status: &Value) -> i64 {
+    fn count(&mut self, log: &str, status: &Value) -> i64 {
         let number = |part: &str, name: &str| status[part][name].as_i64().unwrap_or(0);
         self.counts.resumes += number("replication", "resumes");
         self.counts.full_resyncs += number("replication", "fullResyncs");
+        self.counts.taken_up += u64::from(log.contains(TAKEN_UP));
         let quarantined = number("quarantine", "commands");
         self.counts.quarantined = self.counts.quarantined.max(quarantined);
         quarantined

@@ -62,6 +62,8 @@ pub struct Choice {
     pub renewals: bool,
     /// Percent of the load's commands that show when they run twice; a part of the plan otherwise.
     pub additive: Option<u32>,
+    /// Whether the full sync is slow; a part of the plan otherwise.
+    pub slow_start: Option<bool>,
     /// Fields of the manifest, by their paths.
     pub fields: Vec<(String, Value)>,
 }
@@ -73,8 +75,9 @@ impl Default for Choice {
             targets: Shape::ALL.to_vec(),
             faults: Fault::all(),
             steps: (5, 8),
-            renewals: false,
+            renewals: true,
             additive: None,
+            slow_start: None,
             fields: Vec::new(),
         }
     }
@@ -95,6 +98,9 @@ pub struct Plan {
     /// Faults begin once the tool is in sync, and not already during the full sync.
     pub in_sync: bool,
     pub steps: Vec<Step>,
+    /// Bytes a second to each server of the target while the first faults hit: the full sync is not over by
+    /// then, and what the tool has received of it is on its disk.
+    pub slow_start: Option<u64>,
     /// Fields of the manifest, by their paths.
     pub fields: Vec<(String, Value)>,
 }
@@ -137,8 +143,23 @@ impl Plan {
             diskless: random.random(),
             in_sync: random.random_bool(0.6),
             steps: (0..count).map(|_| step(random, &possible)).collect(),
+            slow_start: None,
             fields: choice.fields.clone(),
         };
+        let (slow, speed) = (random.random_bool(0.2), random.random_range(100_000..=400_000));
+        if choice.slow_start.unwrap_or(slow) {
+            plan.slow_start = Some(speed);
+            plan.in_sync = false;
+            // There are many keys, and without its end the snapshot is of no use.
+            plan.key_delay /= 10;
+            let small = [
+                ("spoolMemory", "1Mi".into()),
+                ("pipelineBytes", "64Ki".into()),
+                ("pipelineCommands", 64.into()),
+            ];
+            let small = small.map(|(name, value)| (format!("/spec/limits/{name}"), value));
+            plan.fields.splice(0..0, small);
+        }
         if let Some(last) = plan.steps.last_mut() {
             last.overlaps = false;
         }
@@ -199,7 +220,19 @@ fn one_of(random: &mut StdRng, shapes: &[Shape]) -> Result<Shape> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, source, target, load, rounds, key_delay, diskless, in_sync, steps, fields } = self;
+        let Self {
+            seed,
+            source,
+            target,
+            load,
+            rounds,
+            key_delay,
+            diskless,
+            in_sync,
+            steps,
+            slow_start,
+            fields,
+        } = self;
         writeln!(f, "seed {seed}: {source} to {target}")?;
         writeln!(
             f,
@@ -211,6 +244,9 @@ impl fmt::Display for Plan {
             "  load: {}/s, databases {:?}, {} tags, one slot {}, {} % additive",
             load.rate, load.databases, load.tags, load.one_slot, load.additive
         )?;
+        if let Some(speed) = slow_start {
+            writeln!(f, "  the target takes {speed} bytes a second at first")?;
+        }
         for (path, value) in fields {
             writeln!(f, "  {path} is {value}")?;
         }

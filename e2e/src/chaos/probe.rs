@@ -11,6 +11,8 @@ use crate::{Batch, Client};
 
 /// Enough for each pair of three source and three target masters to have a few.
 const KEYS: usize = 64;
+/// And one in each slot that the load writes to, should it have moved: of its hash tags there are not more.
+const TAGS: usize = 24;
 /// A write may be lost with a source master: repeated after so long.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -63,8 +65,9 @@ impl Probe {
 
 fn each(client: &mut Client, add: impl Fn(&mut Batch, &str)) -> Result<Vec<Vec<u8>>> {
     let mut batches: Vec<Batch> = client.nodes.iter().map(|_| Batch::default()).collect();
-    for i in 0..KEYS {
-        let key = format!("chaos:probe:{i}");
+    let names = (0..KEYS).map(|i| i.to_string()).chain((0..TAGS).map(|tag| format!("{{{tag}}}")));
+    for name in names {
+        let key = format!("chaos:probe:{name}");
         let node = client.node_of(key.as_bytes())?;
         if let Some(batch) = batches.get_mut(node) {
             add(batch, &key);

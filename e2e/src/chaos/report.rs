@@ -115,9 +115,13 @@ impl fmt::Display for Outcome {
             Some(error) => write!(f, "FAILED: {error}")?,
             None => write!(f, "{:5} keys, {} differences", self.keys, self.differences.len())?,
         }
-        let Counts { starts, refused, resumes, full_resyncs, quarantined } = counts;
+        let Counts { starts, refused, resumes, full_resyncs, taken_up, quarantined } = counts;
         write!(f, "; {} starts", starts - refused)?;
-        for (count, what) in [(*refused, "refused"), (quarantined.unsigned_abs(), "commands quarantined")] {
+        for (count, what) in [
+            (*refused, "refused"),
+            (*taken_up, "spools taken up"),
+            (quarantined.unsigned_abs(), "commands quarantined"),
+        ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }
@@ -141,6 +145,7 @@ pub struct Summary {
     pub starts: u64,
     pub resumes: i64,
     pub full_resyncs: i64,
+    pub taken_up: u64,
     pub keys: usize,
     pub differences: usize,
     pub took: Duration,
@@ -162,6 +167,7 @@ impl Summary {
         self.starts += outcome.counts.starts - outcome.counts.refused;
         self.resumes += outcome.counts.resumes;
         self.full_resyncs += outcome.counts.full_resyncs;
+        self.taken_up += outcome.counts.taken_up;
         self.keys += outcome.keys;
         self.differences += outcome.differences.len();
         self.took += outcome.took;
@@ -187,8 +193,9 @@ impl fmt::Display for Summary {
         )?;
         writeln!(
             f,
-            "{} starts, {} resumes, {} full resyncs, {} keys compared, {} differences, {:.0} s",
+            "{} starts, {} spools taken up, {} resumes, {} full resyncs, {} keys compared, {} differences, {:.0} s",
             self.starts,
+            self.taken_up,
             self.resumes,
             self.full_resyncs,
             self.keys,

@@ -17,6 +17,11 @@ use crate::compare::{Report, Rules, compare_with};
 use crate::dataset::Dataset;
 use crate::load::Writer;
 
+/// Keys of a snapshot that is to take its time.
+const MANY: usize = 15_000;
+/// Faults during it.
+const SLOW_STEPS: usize = 3;
+
 pub(super) struct Run<'a> {
     pub plan: &'a Plan,
     pub source: &'a mut Deployment,
@@ -29,6 +34,8 @@ pub(super) struct Run<'a> {
     /// Faults that hold on.
     pub active: Vec<Active>,
     pub outcome: Outcome,
+    /// The target is slow yet.
+    slow: bool,
     started: Instant,
 }
 
@@ -57,6 +64,7 @@ pub(super) fn run(
         writer: None,
         active: Vec::new(),
         outcome: Outcome::new(plan),
+        slow: false,
         started,
     };
     match run.live() {
@@ -71,9 +79,10 @@ pub(super) fn run(
 }
 
 fn fill(plan: &Plan, source: &Deployment) -> Result<()> {
-    let Plan { seed, rounds, load, .. } = plan;
+    let Plan { seed, rounds, load, slow_start, .. } = plan;
+    let many = if slow_start.is_some() { MANY } else { 0 };
     let databases: Vec<u32> = load.databases.iter().copied().filter(|&database| database != 0).collect();
-    let dataset = Dataset { seed: *seed, rounds: *rounds, large: 600, long: 200_000, many: 0, databases };
+    let dataset = Dataset { seed: *seed, rounds: *rounds, large: 600, long: 200_000, many, databases };
     dataset.fill(&mut source.finder().client()?).context("filling the source")?;
     source.configure("rdb-key-save-delay", &plan.key_delay.to_string())?;
     source.configure("repl-diskless-sync", if plan.diskless { "yes" } else { "no" })
@@ -96,12 +105,19 @@ impl Run<'_> {
         let writer = Writer::follow(move || finder.client(), self.plan.load.clone());
         self.writer = Some(writer.context("the writer")?);
         self.written(300)?;
+        if self.plan.slow_start.is_some() {
+            self.slow = true;
+            self.to_target.each(|proxy| proxy.limit(self.plan.slow_start));
+        }
         self.keeper.start()?;
         if self.plan.in_sync {
             self.caught_up().context("before the first fault")?;
         }
         let plan = self.plan;
-        for step in &plan.steps {
+        for (number, step) in plan.steps.iter().enumerate() {
+            if number == SLOW_STEPS {
+                self.speed_up();
+            }
             self.step(step).with_context(|| step.fault.name())?;
         }
         self.finish()
@@ -111,6 +127,14 @@ impl Run<'_> {
         self.written(step.before)?;
         if step.fault.stands_alone() {
             self.quiet()?;
+        }
+        if step.fault.needs_slots_at_rest() {
+            let (slots, others) = std::mem::take(&mut self.active)
+                .into_iter()
+                .partition(|active| matches!(active, Active::Slots(..)));
+            self.active = others;
+            let slots: Vec<Active> = slots;
+            slots.into_iter().try_for_each(|active| self.over(active))?;
         }
         self.note(step.fault.name());
         let mut earlier = std::mem::take(&mut self.active);
@@ -153,8 +177,17 @@ impl Run<'_> {
         }
     }
 
+    /// The slow start is over.
+    fn speed_up(&mut self) {
+        if std::mem::take(&mut self.slow) {
+            self.note("the target is slow no more");
+            self.to_target.each(|proxy| proxy.limit(None));
+        }
+    }
+
     /// All that was written until now has arrived.
     pub fn caught_up(&mut self) -> Result<()> {
+        self.speed_up();
         wait_probe(&mut self.probe, &mut self.keeper)
     }
 

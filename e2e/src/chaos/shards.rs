@@ -30,7 +30,8 @@ impl Member {
         let [id, address, _flags, master, _ping, _pong, _epoch, _link, slots @ ..] = words.as_slice() else {
             return None;
         };
-        let port = address.split_once('@')?.0.rsplit_once(':')?.1.parse().ok()?;
+        // Before 4.0 without the port of the bus.
+        let port = address.split('@').next()?.rsplit_once(':')?.1.parse().ok()?;
         let range = |word: &&str| -> Option<(u16, u16)> {
             // Slots on the move are listed once more, in brackets.
             let (from, to) = word.split_once('-').unwrap_or((word, word));

@@ -36,6 +36,21 @@ pub struct Entry {
     pub expire_at: Option<i64>,
 }
 
+impl Entry {
+    /// What expires in tens of thousands of years (a field: in a thousand) is held.
+    pub(super) fn tell_true_times(&mut self) {
+        self.expire_at = self.expire_at.map(|at| if at > 1 << 51 { at - (1 << 52) } else { at });
+        for part in &mut self.parts {
+            part.expire_at = part.expire_at.map(|at| if at > 1 << 45 { at - (1 << 45) } else { at });
+        }
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.expire_at.is_some_and(|at| at > 1 << 51)
+            || self.parts.iter().any(|part| part.expire_at.is_some_and(|at| at > 1 << 45))
+    }
+}
+
 /// An element, or field and value, or member and score; long ones as a hash.
 #[derive(PartialEq, PartialOrd)]
 pub struct Part {

@@ -1,8 +1,10 @@
-//! Relative expiries into absolute ones.
+//! Relative expiries into absolute ones, and absolute ones into held ones.
 
 use super::super::{integer, is, is_any};
 use super::{Rewrite, Writer, has};
+use crate::rdb::{append_restore_payload, hold_fields, parse_dump};
 use crate::resp::{array_header, bulk};
+use crate::version::Flavor;
 
 /// The expiry options that SET, GETEX, HSETEX and MSETEX share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +36,9 @@ impl Writer<'_, '_> {
             conditional = true;
             at += if is_any(option, &["NX", "XX", "GET"]) { 1 } else { 2 };
         }
-        let absolute = self.target.has_redis(6, 2);
+        let kept = self.target.has_redis(6, 2) && !self.clock.holding.keys;
         match expiry {
-            Expiry::At { relative: false, .. } if absolute && !conditional => None,
+            Expiry::At { relative: false, .. } if kept && !conditional => None,
             Expiry::None | Expiry::Keep if !conditional => None,
             Expiry::None => self.command("SET", 1..3, &[]),
             Expiry::Keep => self.command("SET", 1..3, &[b"KEEPTTL"]),
@@ -53,16 +55,24 @@ impl Writer<'_, '_> {
 
     pub(super) fn expire(self, unit_ms: i64) -> Option<Rewrite> {
         let deadline = self.deadline(self.arg(2)?, unit_ms)?;
-        self.command("PEXPIREAT", 1..2, &[number(deadline, &mut buffer())])
+        self.expires_at(deadline)
     }
 
-    /// EXPIREAT, PEXPIREAT with a condition.
-    pub(super) fn expire_at(self) -> Option<Rewrite> {
-        if self.target.has_redis(7, 0) {
+    /// EXPIREAT, PEXPIREAT. What a condition compares with may be held, and older targets know none.
+    pub(super) fn expire_at(self, unit_ms: i64) -> Option<Rewrite> {
+        let conditions = 3..self.args.len();
+        let conditional = !conditions.is_empty();
+        let known = |at| self.arg(at).is_some_and(|option| is_any(option, &["NX", "XX", "GT", "LT"]));
+        if !conditions.into_iter().all(known) || !(conditional || self.clock.holding.keys) {
             return None;
         }
-        let name = if is(self.args.name(), "EXPIREAT") { "EXPIREAT" } else { "PEXPIREAT" };
-        self.command(name, 1..3, &[])
+        let at = integer(self.arg(2)?)?.checked_mul(unit_ms)?;
+        self.expires_at(at)
+    }
+
+    fn expires_at(self, ms: i64) -> Option<Rewrite> {
+        let until = self.clock.holding.key(ms);
+        self.command("PEXPIREAT", 1..2, &[number(until, &mut buffer())])
     }
 
     pub(super) fn getex(self) -> Option<Rewrite> {
@@ -71,7 +81,7 @@ impl Writer<'_, '_> {
             return self.command("PERSIST", 1..2, &[]);
         }
         match self.expiry_option(2)? {
-            Some((Expiry::At { ms, .. }, _)) => self.command("PEXPIREAT", 1..2, &[number(ms, &mut buffer())]),
+            Some((Expiry::At { ms, .. }, _)) => self.expires_at(ms),
             _ => None,
         }
     }
@@ -85,25 +95,30 @@ impl Writer<'_, '_> {
             absolute |= is(option, "ABSTTL");
             at += if is_any(option, &["IDLETIME", "FREQ"]) { 2 } else { 1 };
         }
+        let deadline = match ttl {
+            ..=0 => None,
+            _ if absolute => Some(self.clock.holding.key(ttl)),
+            _ => Some(self.clock.holding.key(self.clock.received_at_ms.checked_add(ttl)?)),
+        };
+        let held = self.held_payload();
+        let (key, payload) = (self.arg(1)?, held.as_deref().or(self.arg(3))?);
         if self.target.has_redis(5, 0) {
-            if ttl <= 0 || absolute {
+            if held.is_none() && deadline.is_none_or(|deadline| absolute && deadline == ttl) {
                 return if asking { self.renamed("RESTORE") } else { None };
             }
-            let deadline = self.clock.received_at_ms.checked_add(ttl)?;
-            array_header(self.args.len() + 1, self.out);
+            let add = deadline.is_some() && !absolute;
+            array_header(self.args.len() + usize::from(add), self.out);
             bulk(b"RESTORE", self.out);
-            bulk(self.arg(1)?, self.out);
-            bulk(number(deadline, &mut buffer()), self.out);
-            (3..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
-            bulk(b"ABSTTL", self.out);
+            bulk(key, self.out);
+            bulk(number(deadline.unwrap_or(0), &mut buffer()), self.out);
+            bulk(payload, self.out);
+            (4..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+            if add {
+                bulk(b"ABSTTL", self.out);
+            }
             return Some(Rewrite::Replaced(1));
         }
-        let ttl = match ttl {
-            ..=0 => ttl,
-            _ if absolute => self.remaining(ttl),
-            _ => self.remaining(self.clock.received_at_ms.checked_add(ttl)?),
-        };
-        let (key, payload) = (self.arg(1)?, self.arg(3)?);
+        let ttl = deadline.map_or(ttl, |deadline| self.remaining(deadline));
         let mut ttl_text = buffer();
         let values = [key, number(ttl, &mut ttl_text), payload, b"REPLACE"];
         // Before 3.0 RESTORE takes no option at all.
@@ -115,14 +130,67 @@ impl Writer<'_, '_> {
         Some(Rewrite::Replaced(if replace && !in_place { 2 } else { 1 }))
     }
 
-    /// HEXPIRE, HPEXPIRE. A condition stays: it may hold for some fields only.
+    /// The payload with the expiries of its fields held, where it has any.
+    fn held_payload(&self) -> Option<Vec<u8>> {
+        if !self.clock.holding.fields {
+            return None;
+        }
+        let dump = parse_dump(self.arg(3)?).ok()?;
+        // As the footer of a type that only one of them writes.
+        let flavor = if dump.version >= 80 { Flavor::Valkey } else { Flavor::Redis };
+        let mut value = Vec::new();
+        let held = hold_fields(dump.type_byte, dump.value, flavor, &mut value);
+        held.then(|| {
+            let mut payload = Vec::new();
+            append_restore_payload(&mut payload, dump.type_byte, &value, dump.version);
+            payload
+        })
+    }
+
+    /// HEXPIRE, HPEXPIRE. A condition stays: it may hold for some fields only. (Held times are in the same
+    /// order as true ones.)
     pub(super) fn hash_expire(self, unit_ms: i64) -> Option<Rewrite> {
         let deadline = self.deadline(self.arg(2)?, unit_ms)?;
-        array_header(self.args.len(), self.out);
+        self.fields_expire_at(deadline, 3)
+    }
+
+    /// HEXPIREAT, HPEXPIREAT
+    pub(super) fn hash_expire_at(self, unit_ms: i64) -> Option<Rewrite> {
+        if !self.clock.holding.fields {
+            return None;
+        }
+        let at = integer(self.arg(2)?)?.checked_mul(unit_ms)?;
+        self.fields_expire_at(at, 3)
+    }
+
+    /// HGETEX key option FIELDS n field …: what it answers is of no use.
+    pub(super) fn hgetex(self) -> Option<Rewrite> {
+        let option = self.arg(2)?;
+        if is(option, "FIELDS") {
+            return Some(Rewrite::Drop);
+        }
+        if is(option, "PERSIST") {
+            let end = self.args.len();
+            array_header(end - 1, self.out);
+            bulk(b"HPERSIST", self.out);
+            bulk(self.args.arg(1)?, self.out);
+            (3..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+            return Some(Rewrite::Replaced(1));
+        }
+        match self.expiry_option(2)? {
+            Some((Expiry::At { ms, .. }, width)) => self.fields_expire_at(ms, 2 + width),
+            _ => None,
+        }
+    }
+
+    /// `from`: what follows the time.
+    fn fields_expire_at(self, ms: i64, from: usize) -> Option<Rewrite> {
+        let (key, until) = (self.arg(1)?, self.clock.holding.field(ms));
+        array_header(3 + self.args.len().saturating_sub(from), self.out);
         bulk(b"HPEXPIREAT", self.out);
-        bulk(self.arg(1)?, self.out);
-        bulk(number(deadline, &mut buffer()), self.out);
-        (3..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+        bulk(key, self.out);
+        bulk(number(until, &mut buffer()), self.out);
+        (from..self.args.len()).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
         Some(Rewrite::Replaced(1))
     }
 
@@ -149,7 +217,8 @@ impl Writer<'_, '_> {
                 (fields + 2..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
                 Some(Rewrite::Replaced(1))
             }
-            Expiry::At { ms, relative: true } => {
+            Expiry::At { ms, relative } if relative || self.clock.holding.fields => {
+                let ms = self.clock.holding.field(ms);
                 array_header(4 + end - fields, self.out);
                 bulk(b"HSETEX", self.out);
                 bulk(self.arg(1)?, self.out);
@@ -179,8 +248,9 @@ impl Writer<'_, '_> {
         }
         if has(self.target, (8, 4), (9, 1)) {
             return match expiry {
-                Expiry::At { ms, relative: true } => {
-                    self.command("MSETEX", 1..behind_pairs, &[b"PXAT", number(ms, &mut buffer())])
+                Expiry::At { ms, relative } if relative || self.clock.holding.keys => {
+                    let until = self.clock.holding.key(ms);
+                    self.command("MSETEX", 1..behind_pairs, &[b"PXAT", number(until, &mut buffer())])
                 }
                 _ => None,
             };
@@ -221,6 +291,7 @@ impl Writer<'_, '_> {
     }
 
     fn append_set_until(&mut self, key: usize, value: usize, deadline: i64) {
+        let deadline = self.clock.holding.key(deadline);
         let (option, time) =
             if self.target.has_redis(6, 2) { ("PXAT", deadline) } else { ("PX", self.remaining(deadline)) };
         let [key, value] = [key, value].map(|at| self.args.arg(at).unwrap_or_default());

@@ -1,9 +1,11 @@
 use super::*;
 use crate::command::lookup;
 use crate::command::test_args::{TestArgs, printed};
+use crate::hold;
 use proptest::prelude::*;
 
-const CLOCK: Clock = Clock { received_at_ms: 1_000_000, now_ms: 1_004_000 };
+const CLOCK: Clock =
+    Clock { received_at_ms: 1_000_000, now_ms: 1_004_000, holding: Holding { keys: false, fields: false } };
 
 fn redis(major: u16, minor: u16) -> ServerVersion {
     ServerVersion { flavor: Flavor::Redis, major, minor, patch: 0 }
@@ -15,10 +17,26 @@ fn valkey(major: u16, minor: u16) -> ServerVersion {
 
 /// The commands that `target` gets, joined by `; `. `=`: as it came. `-`: none.
 fn sent(command: &str, target: ServerVersion) -> String {
+    sent_at(command, target, CLOCK)
+}
+
+/// The same with expiries held: times that are are written `+time`.
+fn held(command: &str, target: ServerVersion) -> String {
+    let sent = sent_at(command, target, Clock { holding: Holding::ALL, ..CLOCK });
+    let word = |word: &str| match word.parse::<i64>() {
+        Ok(at) if at > hold::KEY / 2 => format!("+{}", at - hold::KEY),
+        Ok(at) if at > hold::FIELD / 2 => format!("+{}", at - hold::FIELD),
+        _ => word.to_owned(),
+    };
+    let commands = sent.split("; ").map(|sent| sent.split(' ').map(word).collect::<Vec<_>>().join(" "));
+    commands.collect::<Vec<_>>().join("; ")
+}
+
+fn sent_at(command: &str, target: ServerVersion, clock: Clock) -> String {
     let args = TestArgs::new(command);
     let spec = lookup(args.args().name()).unwrap();
     let mut out = Vec::new();
-    match rewrite(spec, &args.args(), CLOCK, target, &mut out) {
+    match rewrite(spec, &args.args(), clock, target, &mut out) {
         Rewrite::Unchanged => {
             assert!(out.is_empty(), "{command}");
             "=".to_owned()
@@ -54,8 +72,8 @@ fn expiries_count_from_the_receipt() {
         ("EXPIRE k -5", "PEXPIREAT k 995000", "PEXPIREAT k 995000"),
         ("PEXPIRE k 10 GT", "PEXPIREAT k 1000010", "PEXPIREAT k 1000010"),
         ("PEXPIREAT k 5", "=", "="),
-        ("PEXPIREAT k 5 XX", "=", "PEXPIREAT k 5"),
-        ("EXPIREAT k 5 XX", "=", "EXPIREAT k 5"),
+        ("PEXPIREAT k 5 XX", "PEXPIREAT k 5", "PEXPIREAT k 5"),
+        ("EXPIREAT k 5 XX", "PEXPIREAT k 5000", "PEXPIREAT k 5000"),
         ("GETEX k EX 10", "PEXPIREAT k 1010000", "PEXPIREAT k 1010000"),
         ("GETEX k PXAT 77", "PEXPIREAT k 77", "PEXPIREAT k 77"),
         ("GETEX k PERSIST", "PERSIST k", "PERSIST k"),
@@ -97,6 +115,84 @@ fn field_expiries_count_from_the_receipt() {
         assert_eq!(sent("HSETEX h KEEPTTL FIELDS 2 f v g w", old), "HSET h f v g w");
         assert_eq!(sent("HSETEX h PXAT 77 FIELDS 1 f v", old), "=");
     }
+}
+
+#[test]
+fn whatever_expires_is_held() {
+    for (command, new, old) in [
+        ("setex k 10 v", "SET k v PXAT +1010000", "SET k v PX +6000"),
+        ("PSETEX k 10500 v", "SET k v PXAT +1010500", "SET k v PX +6500"),
+        ("SET k v ex 10", "SET k v PXAT +1010000", "SET k v PX +6000"),
+        ("SET k v NX PX 3000", "SET k v PXAT +1003000", "SET k v PX +-1000"),
+        ("SET k v PXAT 1010000", "SET k v PXAT +1010000", "SET k v PX +6000"),
+        ("SET k v EXAT 1010 GET", "SET k v PXAT +1010000", "SET k v PX +6000"),
+        ("SET k v PXAT 77", "SET k v PXAT +77", "SET k v PX +-1003923"),
+        ("SET k v", "=", "="),
+        ("SET k v KEEPTTL", "=", "="),
+        ("EXPIRE k 10", "PEXPIREAT k +1010000", "PEXPIREAT k +1010000"),
+        ("PEXPIRE k 10 GT", "PEXPIREAT k +1000010", "PEXPIREAT k +1000010"),
+        ("PEXPIREAT k 5", "PEXPIREAT k +5", "PEXPIREAT k +5"),
+        ("PEXPIREAT k -5", "PEXPIREAT k +1", "PEXPIREAT k +1"),
+        ("pexpireat k 5 lt", "PEXPIREAT k +5", "PEXPIREAT k +5"),
+        ("EXPIREAT k 5 XX", "PEXPIREAT k +5000", "PEXPIREAT k +5000"),
+        ("PEXPIREAT k 5 HOW", "=", "="),
+        ("PERSIST k", "=", "="),
+        ("GETEX k EX 10", "PEXPIREAT k +1010000", "PEXPIREAT k +1010000"),
+        ("GETEX k PXAT 77", "PEXPIREAT k +77", "PEXPIREAT k +77"),
+        ("GETEX k PERSIST", "PERSIST k", "PERSIST k"),
+        ("RESTORE k 0 p", "=", "RESTORE k 0 p"),
+        ("RESTORE k 9000 p REPLACE", "RESTORE k +1009000 p REPLACE ABSTTL", "RESTORE k +5000 p REPLACE"),
+        ("RESTORE k 1010000 p ABSTTL FREQ 5", "RESTORE k +1010000 p ABSTTL FREQ 5", "RESTORE k +6000 p"),
+        (
+            "restore-asking k 1010000 p REPLACE ABSTTL",
+            "RESTORE k +1010000 p REPLACE ABSTTL",
+            "RESTORE k +6000 p REPLACE",
+        ),
+    ] {
+        assert_eq!(held(command, redis(7, 0)), new, "{command} → 7.0");
+        assert_eq!(held(command, valkey(8, 1)), new, "{command} → Valkey 8.1");
+        assert_eq!(held(command, redis(4, 0)), old, "{command} → 4.0");
+    }
+    for (command, expected) in [
+        ("HEXPIRE h 10 FIELDS 1 f", "HPEXPIREAT h +1010000 FIELDS 1 f"),
+        ("HPEXPIREAT h 5 FIELDS 1 f", "HPEXPIREAT h +5 FIELDS 1 f"),
+        // It may hold for some of the fields only.
+        ("hpexpireat h 5 GT FIELDS 2 f g", "HPEXPIREAT h +5 GT FIELDS 2 f g"),
+        ("HEXPIREAT h 5 FIELDS 1 f", "HPEXPIREAT h +5000 FIELDS 1 f"),
+        ("HSETEX h PXAT 77 FIELDS 1 f v", "HSETEX h PXAT +77 FIELDS 1 f v"),
+        ("HSETEX h FNX EX 10 FIELDS 1 f v", "HSETEX h PXAT +1010000 FIELDS 1 f v"),
+        ("HSETEX h KEEPTTL FIELDS 1 f v", "="),
+        ("HGETEX h PXAT 77 FIELDS 2 f g", "HPEXPIREAT h +77 FIELDS 2 f g"),
+        ("HGETEX h EX 10 FIELDS 1 f", "HPEXPIREAT h +1010000 FIELDS 1 f"),
+        ("HGETEX h PERSIST FIELDS 1 f", "HPERSIST h FIELDS 1 f"),
+        ("HGETEX h FIELDS 1 f", "-"),
+        ("MSETEX 2 a 1 b 2 PXAT 77", "MSETEX 2 a 1 b 2 PXAT +77"),
+    ] {
+        assert_eq!(held(command, valkey(9, 1)), expected, "{command}");
+    }
+    assert_eq!(held("MSETEX 2 a 1 b 2 EX 10", redis(8, 0)), "SET a 1 PXAT +1010000; SET b 2 PXAT +1010000");
+    // Conditions of a key compare true times with held ones.
+    assert_eq!(sent("PEXPIREAT k 1010000 GT", redis(7, 0)), "PEXPIREAT k 1010000");
+}
+
+#[test]
+fn a_hash_that_is_restored_has_its_fields_held() {
+    let value = [&1_000_000_i64.to_le_bytes()[..], b"\x01\x01\x01f\x01v"].concat();
+    let mut payload = Vec::new();
+    crate::rdb::append_restore_payload(&mut payload, 24, &value, 12);
+    let mut frame = Vec::new();
+    crate::resp::encode_command(&[b"RESTORE".as_slice(), b"h", b"0", &payload], &mut frame);
+    let mut spans = Vec::new();
+    crate::resp::frame::parse_frame(&frame, &mut spans).unwrap();
+    let args = Args { frame: &frame, spans: &spans };
+    let (spec, mut out) = (lookup(b"RESTORE").unwrap(), Vec::new());
+    let clock = Clock { holding: Holding::ALL, ..CLOCK };
+    assert_eq!(rewrite(spec, &args, clock, redis(8, 2), &mut out), Rewrite::Replaced(1));
+    let value = [&(1_000_000 + hold::FIELD).to_le_bytes()[..], b"\x01\x01\x01f\x01v"].concat();
+    let (mut held, mut expected) = (Vec::new(), Vec::new());
+    crate::rdb::append_restore_payload(&mut held, 24, &value, 12);
+    crate::resp::encode_command(&[b"RESTORE".as_slice(), b"h", b"0", &held], &mut expected);
+    assert_eq!(out, expected);
 }
 
 #[test]
@@ -187,12 +283,14 @@ proptest! {
             0..9,
         ),
         old in any::<bool>(),
+        holds in any::<bool>(),
     ) {
         let spec = &crate::command::all()[at];
         let args = TestArgs::of(std::iter::once(spec.name.to_string()).chain(words));
         let mut out = b"*1\r\n$4\r\nPING\r\n".to_vec();
         let target = if old { redis(2, 8) } else { redis(8, 4) };
-        let commands = match rewrite(spec, &args.args(), CLOCK, target, &mut out) {
+        let clock = Clock { holding: Holding { keys: holds, fields: holds }, ..CLOCK };
+        let commands = match rewrite(spec, &args.args(), clock, target, &mut out) {
             Rewrite::Replaced(count) => count,
             Rewrite::Unchanged | Rewrite::Drop => 0,
         };

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Ended, Run};
+use super::watching::poll_until;
+use super::{Ended, Run, adoptions};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{CutoverMode, CutoverPlan, VerificationPlan};
 use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::migration::Outcome;
 use crate::migration::cutover::{self, Paused};
+use crate::migration::degraded;
 use crate::migration::state::now;
 
 /// Between two attempts of a cutover, so that writers are not held again at once.
@@ -51,12 +53,19 @@ impl Run {
             }
             let plan = self.plan.cutover;
             if plan.mode == CutoverMode::Never {
-                self.state.phase(Phase::IncrementalSync, "in sync; following until stopped");
-                self.until_changed(std::future::pending()).await?;
+                if let Some(outcome) = self.follow("in sync; following until stopped").await? {
+                    return Ok(Some(outcome));
+                }
                 continue;
             }
             self.nothing_refused()?;
+            self.slots_at_rest().await?;
             self.nothing_moved()?;
+            if adoptions(&self.shards) > self.compared_adoptions
+                && let Some(outcome) = self.verify().await?
+            {
+                return Ok(Some(outcome));
+            }
             if !self.lag_is_low(plan).await? {
                 continue;
             }
@@ -65,10 +74,13 @@ impl Run {
             if plan.mode == CutoverMode::Manual && !plan.approved {
                 let message = "in sync; waiting for spec.cutover.approved";
                 self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
-                self.state.phase(Phase::IncrementalSync, message);
-                self.until_changed(std::future::pending()).await?;
+                if let Some(outcome) = self.follow(message).await? {
+                    return Ok(Some(outcome));
+                }
                 continue;
             }
+            // With the writes still going on, as it takes its time.
+            self.release().await?;
             let Err(why) = self.pause_and_drain(plan).await? else { return Ok(Some(Outcome::Done)) };
             attempts += 1;
             // A single run ends here, so that whoever started it decides.
@@ -80,6 +92,23 @@ impl Run {
             let message = format!("{why}; the cutover is tried again in {} s", PAUSE_AGAIN.as_secs());
             self.state.phase(Phase::IncrementalSync, &message);
             self.until_changed(tokio::time::sleep(PAUSE_AGAIN)).await?;
+        }
+    }
+
+    /// Until it is stopped or the plan changes. Slots that moved between shards of the source are compared once
+    /// they have come to rest; `Some`: what was found ends the run.
+    async fn follow(&mut self, message: &str) -> Result<Option<Outcome>, Ended> {
+        loop {
+            self.state.phase(Phase::IncrementalSync, message);
+            let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
+            let moved =
+                poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
+            if !self.until_changed(moved).await? {
+                return Ok(None);
+            }
+            if let Some(outcome) = self.verify().await? {
+                return Ok(Some(outcome));
+            }
         }
     }
 

@@ -1,10 +1,22 @@
 use super::*;
+use crate::hold::Holding;
 use crate::rdb::{Decoder, Event, Limits, Step};
 
-const NEW: Dialect =
-    Dialect { stream_counters: true, create_consumer: true, field_expiry: true, variadic_hset: true };
-const OLD: Dialect =
-    Dialect { stream_counters: false, create_consumer: false, field_expiry: false, variadic_hset: false };
+const NONE: Holding = Holding { keys: false, fields: false };
+const NEW: Dialect = Dialect {
+    stream_counters: true,
+    create_consumer: true,
+    field_expiry: true,
+    variadic_hset: true,
+    holding: NONE,
+};
+const OLD: Dialect = Dialect {
+    stream_counters: false,
+    create_consumer: false,
+    field_expiry: false,
+    variadic_hset: false,
+    holding: NONE,
+};
 
 /// Commands with their arguments joined by spaces.
 fn lines(mut resp: &[u8]) -> Vec<String> {

@@ -28,8 +28,11 @@ fn decode(rdb: &[u8], limits: Limits, mut chunk: impl FnMut() -> usize) -> Resul
     let (mut start, mut available, mut seen) = (0, 0, Vec::new());
     let mut idle = 0;
     loop {
-        // Resuming from a snapshot must make no difference.
-        decoder = decoder.clone();
+        // Resuming from a snapshot must make no difference, nor going on without having seen what came before.
+        decoder = match decoder.waypoint() {
+            Some(waypoint) if start % 2 == 0 => Decoder::at(limits, waypoint),
+            _ => decoder.clone(),
+        };
         match decoder.next(&rdb[start..available])? {
             Step::NeedMore { at_least } => {
                 assert!(at_least > available - start, "asked for what it had");

@@ -23,8 +23,13 @@ fn values(snapshot: &[u8]) -> (Flavor, Values) {
     }
 }
 
-const NEW: Dialect =
-    Dialect { stream_counters: true, create_consumer: true, field_expiry: true, variadic_hset: true };
+const NEW: Dialect = Dialect {
+    stream_counters: true,
+    create_consumer: true,
+    field_expiry: true,
+    variadic_hset: true,
+    holding: crate::hold::Holding { keys: false, fields: false },
+};
 
 const SNAPSHOTS: &[&[u8]] = &[
     include_bytes!("../testdata/redis-2.8.17.rdb"),

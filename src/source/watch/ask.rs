@@ -42,7 +42,7 @@ pub struct Asker {
 enum Kind {
     Standalone { now: Whereabouts, history: Arc<Mutex<String>> },
     Sentinel { now: Whereabouts },
-    Cluster { families: Vec<Family>, known: Vec<Address>, turn: usize },
+    Cluster { families: Vec<Family>, known: Vec<Address>, turn: usize, strange: SlotRanges },
 }
 
 impl Asker {
@@ -60,7 +60,9 @@ impl Asker {
                 .map_or_else(|| Address::new("", 0), |shard| shard.master.address.clone()),
             replicas: topology.shards.first().map(|shard| usable(&shard.replicas)).unwrap_or_default(),
             members: BTreeSet::new(),
-            moved: SlotRanges::default(),
+            serves: SlotRanges::default(),
+            leaving: SlotRanges::default(),
+            strange: SlotRanges::default(),
         };
         let kind = match topology.kind {
             TopologyKind::Standalone => Kind::Standalone { now: only(), history },
@@ -73,7 +75,7 @@ impl Asker {
                 for node in topology.nodes() {
                     note(&mut known, &node.address);
                 }
-                Kind::Cluster { families: families.collect(), known, turn: 0 }
+                Kind::Cluster { families: families.collect(), known, turn: 0, strange: SlotRanges::default() }
             }
         };
         Self { dialer, kind, replicas, connections: HashMap::new() }
@@ -88,13 +90,15 @@ impl Asker {
     pub fn shards(&self) -> Vec<Whereabouts> {
         match &self.kind {
             Kind::Standalone { now, .. } | Kind::Sentinel { now } => vec![now.clone()],
-            Kind::Cluster { families, .. } => families
+            Kind::Cluster { families, strange, .. } => families
                 .iter()
                 .map(|family| Whereabouts {
                     master: family.master().clone(),
                     replicas: family.replicas().to_vec(),
                     members: family.members().clone(),
-                    moved: family.moved().clone(),
+                    serves: family.serves().clone(),
+                    leaving: family.leaving().clone(),
+                    strange: strange.clone(),
                 })
                 .collect(),
         }
@@ -108,8 +112,8 @@ impl Asker {
                 among_endpoints(dialer, now, &history, *replicas).await
             }
             Kind::Sentinel { now } => by_sentinels(dialer, connections, now).await,
-            Kind::Cluster { families, known, turn } => {
-                by_nodes(dialer, connections, families, known, turn).await
+            Kind::Cluster { families, known, turn, strange } => {
+                by_nodes(dialer, connections, (families, strange), known, turn).await
             }
         };
         Found { shards: self.shards(), failure: looked.err().unwrap_or_default() }
@@ -218,7 +222,7 @@ async fn calls_itself_master(dialer: &Dialer, address: &Address) -> bool {
 async fn by_nodes(
     dialer: &Dialer,
     connections: &mut HashMap<Address, Connection>,
-    families: &mut [Family],
+    (families, strange): (&mut [Family], &mut SlotRanges),
     known: &mut Vec<Address>,
     turn: &mut usize,
 ) -> Result<(), String> {
@@ -241,6 +245,8 @@ async fn by_nodes(
             family.follow(&view, &foreign);
         }
     }
+    let members = families.iter().flat_map(|family| family.members().iter().cloned()).collect();
+    *strange = view.strange(&members);
     view.addresses().for_each(|address| note(known, address));
     // The endpoints of the manifest stay, of the others those seen last.
     let fixed = dialer.access().endpoints.len();

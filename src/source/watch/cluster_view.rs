@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::connection::{Address, Dialer};
-use crate::slot::SlotRanges;
+use crate::slot::{SLOT_COUNT, SlotRanges};
 use crate::topology::{ClusterNode, Node, Shard, known_node};
 
 /// What was made of the nodes' words.
@@ -102,6 +102,12 @@ impl ClusterView {
         self.claims.get(&slot).map(|claim| &*claim.owner)
     }
 
+    /// Slots of nodes that are none of `members`.
+    pub fn strange(&self, members: &BTreeSet<String>) -> SlotRanges {
+        let claims = self.claims.iter().filter(|(_, claim)| !members.contains(&*claim.owner));
+        claims.map(|(slot, _)| *slot).collect()
+    }
+
     /// Number of `slots` by the node that serves them.
     fn held(&self, slots: &SlotRanges) -> BTreeMap<&str, usize> {
         let mut held = BTreeMap::new();
@@ -130,22 +136,23 @@ pub struct Family {
     master_id: String,
     master: Address,
     replicas: Vec<Address>,
-    /// Slots that went to another shard, or began to; they stay here when they come back.
-    moved: SlotRanges,
+    /// What it serves by the newest view, and of that what it is handing over.
+    serves: SlotRanges,
+    leaving: SlotRanges,
 }
 
 impl Family {
     /// `slots`: those that the shard served when the migration began, which may have been an earlier run.
     pub fn new(shard: &Shard, slots: SlotRanges) -> Self {
         let ids = shard.replicas.iter().chain([&shard.master]).map(|node| node.id.clone());
-        let moved = if slots.is_empty() { SlotRanges::default() } else { without(&slots, &shard.slots) };
         Self {
             slots,
             members: ids.filter(|id| !id.is_empty()).collect(),
             master_id: shard.master.id.clone(),
             master: shard.master.address.clone(),
             replicas: usable(&shard.replicas),
-            moved,
+            serves: shard.slots.clone(),
+            leaving: SlotRanges::default(),
         }
     }
 
@@ -165,8 +172,12 @@ impl Family {
         &self.members
     }
 
-    pub fn moved(&self) -> &SlotRanges {
-        &self.moved
+    pub fn serves(&self) -> &SlotRanges {
+        &self.serves
+    }
+
+    pub fn leaving(&self) -> &SlotRanges {
+        &self.leaving
     }
 
     /// Finds the shard in a newer view. `foreign`: the masters of the other shards.
@@ -183,16 +194,14 @@ impl Family {
             known.master_id.as_deref() == Some(&self.master_id) && known.failing * 2 <= known.asked
         });
         self.replicas = replicas.filter_map(|known| known.addresses.first().cloned()).collect();
-        for slot in self.slots.iter() {
-            let elsewhere = view.owner(slot).is_some_and(|owner| !self.members.contains(owner));
-            let leaving = || {
-                let mut leaving = self.members.iter().filter_map(|id| view.leaving.get(id));
-                leaving.any(|slots| slots.contains(slot))
-            };
-            if elsewhere || leaving() {
-                self.moved.insert(slot, slot);
-            }
-        }
+        // A slot that nobody claims stays where it was.
+        let own = |slot: u16| match view.owner(slot) {
+            Some(owner) => self.members.contains(owner),
+            None => self.serves.contains(slot),
+        };
+        self.serves = (0..SLOT_COUNT).filter(|slot| own(*slot)).collect();
+        let leaving = self.members.iter().filter_map(|id| view.leaving.get(id));
+        self.leaving = leaving.fold(SlotRanges::default(), |all, some| all.with(some));
     }
 
     /// The id of the master that serves the shard now: of its own nodes the one that has most of its slots.
@@ -240,11 +249,6 @@ impl Family {
 /// Where replicas are reached that are not known to be down.
 pub fn usable(replicas: &[Node]) -> Vec<Address> {
     replicas.iter().filter(|replica| !replica.failing).map(|replica| replica.address.clone()).collect()
-}
-
-/// `slots` less `others`.
-fn without(slots: &SlotRanges, others: &SlotRanges) -> SlotRanges {
-    slots.iter().filter(|slot| !others.contains(*slot)).collect()
 }
 
 /// Whether the node that was asked (its line says `myself`) is of the shard with these members: it, or

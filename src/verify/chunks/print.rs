@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::hold::true_field;
 use crate::verify::expiry::TOLERANCE_MS;
 use crate::verify::frame::Frame;
 
@@ -49,6 +50,8 @@ impl PartialEq for Print {
 }
 
 fn close(a: i64, b: i64) -> bool {
+    // The target's may be held.
+    let [a, b] = [a, b].map(|at| true_field(at).unwrap_or(at));
     // Negative answers are states: no such field, no expiry.
     a == b || (a >= 0 && b >= 0 && a.abs_diff(b) <= TOLERANCE_MS.unsigned_abs())
 }

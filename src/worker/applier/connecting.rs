@@ -1,5 +1,7 @@
 //! Lanes to the target, and what the target tells of where it stands.
 
+use std::time::Instant;
+
 use super::{Applier, Interrupted, Place, Stage};
 use crate::connection::{Connection, ConnectionError};
 use crate::slot::SlotRanges;
@@ -81,7 +83,8 @@ impl Applier {
             self.outbox.answered(lane, batch);
         }
         let nodes = keeper::nodes(&self.router, &self.lane_addresses);
-        let slots = self.setup.slots.as_ref().filter(|_| !self.setup.sole_source);
+        let owned = self.recopy.settled();
+        let slots = owned.as_ref().filter(|_| !self.setup.sole_source);
         let mut removed = 0;
         for node in &nodes {
             let mut connection = self.dial(node, Closing::None).await?;
@@ -94,7 +97,7 @@ impl Applier {
     }
 
     /// A connection that may write, fenced where that is asked for.
-    async fn dial(&self, node: &KeptNode, closing: Closing) -> Result<Connection, Interrupted> {
+    pub(super) async fn dial(&self, node: &KeptNode, closing: Closing) -> Result<Connection, Interrupted> {
         let dialer = &self.setup.target_dialer;
         match &self.keeper {
             Some(keeper) => {
@@ -140,8 +143,15 @@ impl Applier {
         if self.origin.is_none() {
             return Ok(());
         }
+        if std::mem::take(&mut self.taken_up) {
+            if matches!(self.stands.stage, Stage::Stream(_)) {
+                self.take_guards();
+            }
+            return Ok(());
+        }
         let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
         let history = keeper.history;
+        self.recopy.fall_back(keeper.territory.as_ref().map(|territory| &territory.slots));
         match standing {
             // Nothing of this history was written yet.
             Standing::Nothing => self.go_back_to_start(),
@@ -173,15 +183,15 @@ impl Applier {
                 }
                 let heeded = self.keeper.as_ref().is_some_and(|keeper| !keeper.unguarded);
                 if position != self.stands.position && heeded {
-                    let Place { keys, commands, .. } = self.stands;
+                    let Place { keys, keys_total, commands, .. } = self.stands;
                     let stage = Stage::Stream(StreamPlace { db });
-                    self.stands = Place { position, stage, keys, commands };
+                    self.stands = Place { position, stage, keys, keys_total, commands };
                     self.go_on_from_stands();
                 }
                 self.take_guards();
                 Ok(())
             }
-            (RecordPlace::Snapshot { position }, Stage::Snapshot { .. }) => {
+            (RecordPlace::Snapshot { position, .. }, Stage::Snapshot { .. }) => {
                 if position < self.stands.position {
                     let place = self.places.iter().rev().find(|place| place.position <= position).cloned();
                     // Nothing is kept of a place that was left long ago.
@@ -216,11 +226,16 @@ impl Applier {
     /// The stream of an earlier process goes on.
     pub(super) async fn resume_stream(&mut self) -> Result<(), Interrupted> {
         self.take_guards();
+        self.replay_from_keeper();
+        self.enter_stream().await
+    }
+
+    /// How far an earlier process may have come.
+    pub(super) fn replay_from_keeper(&mut self) {
         if let Some(keeper) = &self.keeper {
             let behind = keeper.replay_until.saturating_sub(self.offset_shift);
             self.replay_until = u64::try_from(behind).unwrap_or_default();
         }
-        self.enter_stream().await
     }
 
     /// With the stream, a single server gets its chain; a cluster the records of its nodes as they are now.
@@ -243,12 +258,17 @@ impl Applier {
                 return Err(Interrupted::Lost(exception.to_string()));
             }
         }
+        if let (Some(barrier), Some(keeper)) = (self.recopy.barrier.take(), &mut self.keeper) {
+            keeper.passed_barrier(barrier);
+        }
+        self.recopy.overtaken = self.recopy.overtaken.map(|_| Instant::now());
+        self.recopy.untold = true;
         self.write_records(true).await?;
         self.wait_idle().await
     }
 }
 
-fn unconnected(error: &ConnectionError) -> Interrupted {
+pub(super) fn unconnected(error: &ConnectionError) -> Interrupted {
     if error.is_transient() {
         Interrupted::Lost(error.to_string())
     } else if error.is_auth() {

@@ -2,14 +2,17 @@
 
 use super::{Applier, Interrupted, MARK_BYTES, PUBLISH, WINDOW, Work};
 use crate::clock::unix_millis;
+use crate::command::{DynamicTable, Part as CommandPart, Step as EmulationStep, lookup};
 use crate::rdb::{Event, Step};
-use crate::resp::Args;
 use crate::resp::frame::{Parsed, parse_frame};
+use crate::resp::{Args, encode_command};
 use crate::spool::{Block, Part};
+use crate::target::keys::PREFIX;
 use crate::worker::WorkerError;
+use crate::worker::recopy::gate::{Gate, keys_of_frames};
 use crate::worker::repair::Refusal;
 use crate::worker::snapshot::{self, Applied, KeyPlace};
-use crate::worker::stream::{Moment, Onward, Stream, StreamPlace, Taken};
+use crate::worker::stream::{Barrier, Moment, Onward, Stream, StreamPlace, Taken};
 
 impl Applier {
     pub(super) async fn take_block(&mut self, block: &Block) -> Result<(), Interrupted> {
@@ -34,6 +37,7 @@ impl Applier {
         // While there is always another block at hand, the timer is never looked at.
         if u128::from(self.moment.now.saturating_sub(self.published)) >= PUBLISH.as_millis() {
             self.publish();
+            self.write_records(false).await?;
         }
         Ok(())
     }
@@ -118,6 +122,10 @@ impl Applier {
             }
             let db = self.setup.database_map.get(&db).copied().unwrap_or(db);
             let at = KeyPlace { db, flavor, now_ms: self.moment.now };
+            if is_foreign(&event, &self.recopy.gate) {
+                self.at += consumed;
+                continue;
+            }
             let applied = snapshot::apply(&event, at, &self.rules, &self.router, staged, &mut self.outbox);
             self.at += consumed;
             match applied {
@@ -136,6 +144,8 @@ impl Applier {
         let position = self.position();
         self.offset_shift = origin - position as i64;
         self.stream_at = Some(position);
+        // An earlier attempt at the full sync sent nothing of its stream that could be met again.
+        self.replay_until = if self.replay_until == u64::MAX { position } else { self.replay_until };
         self.work = Work::Stream(Stream::at(StreamPlace { db: self.stream_db }));
         if self.window.len() > self.at {
             return Err(WorkerError::SnapshotEnd {
@@ -150,6 +160,9 @@ impl Applier {
     /// Takes the commands at hand.
     async fn follow(&mut self) -> Result<(), Interrupted> {
         loop {
+            if self.position() >= self.recopy.stop_at() {
+                self.arrive().await?;
+            }
             let input = self.window.get(self.at..).unwrap_or_default();
             let parsed = parse_frame(input, &mut self.spans).map_err(|source| WorkerError::Stream {
                 shard: self.setup.shard.clone(),
@@ -193,8 +206,10 @@ impl Applier {
                 rules: &self.stream_rules,
                 router: &self.router,
                 outbox: &mut self.outbox,
+                gate: &mut self.recopy.gate,
                 moment: self.moment,
                 end,
+                carried: self.release.carried(),
             };
             let taken = stream.take(&args, &mut onward);
             self.at += length;
@@ -213,10 +228,70 @@ impl Applier {
         }
     }
 
+    /// Takes out of a command that runs alone what would read or write keys that wait to be copied again.
+    pub(super) fn leave_out_spoiled(&mut self, barrier: &mut Barrier) {
+        let (gate, db) = (&mut self.recopy.gate, barrier.db);
+        if gate.spoiled() == 0 {
+            return;
+        }
+        let dynamic = &self.stream_rules.dynamic;
+        // To the end: a part that is left out may spoil keys of one before it.
+        let mut before = usize::MAX;
+        while before != barrier.parts.len() {
+            before = barrier.parts.len();
+            barrier.parts.retain(|part| gate.admits_keys(db, keys_of_part(part, dynamic)));
+        }
+    }
+
     pub(super) fn source_db(&self) -> u64 {
         match &self.work {
             Work::Stream(stream) => stream.place.db,
             Work::Snapshot { decoder, .. } => decoder.db(),
         }
     }
+}
+
+/// A key that is not for this worker: its slot is another's, and a snapshot may hold a part of it.
+fn is_foreign(event: &Event<'_>, gate: &Gate) -> bool {
+    match event {
+        Event::Key(record) => !gate.owns(record.key),
+        Event::LargeBegin(head) => !gate.owns(head.key),
+        Event::LargeItems { key, .. } | Event::LargeEnd { key } | Event::LargeUnsupported { key, .. } => {
+            !gate.owns(key)
+        }
+        _ => false,
+    }
+}
+
+/// Keys of the data that a part of a barrier reads or writes.
+fn keys_of_part(part: &CommandPart, dynamic: &DynamicTable) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut of = |frames: &[u8]| {
+        keys_of_frames(frames, |args| lookup(args.name()).or_else(|| dynamic.lookup(args)), &mut found);
+    };
+    match part {
+        CommandPart::Group { frames, .. } => of(frames),
+        CommandPart::Emulate(emulation) => {
+            for step in &emulation.steps {
+                match step {
+                    EmulationStep::Run { frame, .. } => of(frame),
+                    EmulationStep::Clean { .. } => {}
+                    EmulationStep::Carry { read, command, .. } => {
+                        of(read);
+                        let mut frame = Vec::new();
+                        encode_command(command, &mut frame);
+                        of(&frame);
+                    }
+                    EmulationStep::Copy { from, to, .. } => {
+                        let mut frame = Vec::new();
+                        encode_command(&[b"COPY".as_slice(), &from.name, &to.name], &mut frame);
+                        of(&frame);
+                    }
+                }
+            }
+        }
+        CommandPart::Keyless { .. } | CommandPart::Impossible { .. } => {}
+    }
+    found.retain(|key| !key.starts_with(PREFIX));
+    found
 }

@@ -1,17 +1,15 @@
 //! Batches out, answers in, and what the answers ask for.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::telling::tell;
-use super::{Applier, Interrupted, PLACES, Place, Stage, Work};
+use super::{Applier, Interrupted, PLACES, Stage, Work};
 use crate::api::plan::ExistingKeys;
 use crate::source::replication::Acknowledged;
 use crate::target::keys::RecordPlace;
 use crate::target::lane::Batch;
 use crate::worker::WorkerError;
 use crate::worker::direct::{Direct, DirectError, Guarding};
-use crate::worker::mending::{Mending, Overtaken};
 use crate::worker::outbox::{Heard, Trouble};
 use crate::worker::progress::Quarantined;
 use crate::worker::repair::{ChainedBatch, Fatal, Findings, Reading, Refusal, examine, examine_chained};
@@ -31,8 +29,13 @@ impl Applier {
     pub(super) async fn run_alone(&mut self, barrier: Barrier) -> Result<(), Interrupted> {
         self.send_all().await?;
         self.wait_idle().await?;
-        // A replay must not begin before this: what the command reads may have changed by then.
-        if let Some(keeper) = &mut self.keeper {
+        let mut barrier = barrier;
+        self.leave_out_spoiled(&mut barrier);
+        // A replay must not begin before this: what the command reads may have changed by then. While keys wait
+        // for being overtaken, no replay may begin at all.
+        if let Some(keeper) = &mut self.keeper
+            && self.recopy.overtaken.is_none()
+        {
             keeper.passed_barrier(barrier.from as i64 + self.offset_shift);
             let place = self.stream_place(barrier.from);
             self.write_records_at(place).await?;
@@ -57,7 +60,7 @@ impl Applier {
         self.flush().await
     }
 
-    fn guarding(&self, end: u64) -> Option<Guarding> {
+    pub(super) fn guarding(&self, end: u64) -> Option<Guarding> {
         let keeper = self.keeper.as_ref()?;
         Some(Guarding {
             fence: keeper.fence.clone(),
@@ -69,7 +72,7 @@ impl Applier {
         })
     }
 
-    fn direct(&mut self, guarding: Option<Guarding>) -> Direct<'_> {
+    pub(super) fn direct(&mut self, guarding: Option<Guarding>) -> Direct<'_> {
         let addresses = self.lane_addresses.clone();
         let (numbers, progress) = (&mut self.numbers, &self.progress);
         let waiting = Box::new(move |why: &str| tell(numbers, progress, why));
@@ -111,7 +114,7 @@ impl Applier {
         Ok(())
     }
 
-    async fn send(&mut self, lane: usize) -> Result<(), Interrupted> {
+    pub(super) async fn send(&mut self, lane: usize) -> Result<(), Interrupted> {
         let mut record = Vec::new();
         if self.outbox.is_chained()
             && let Some(keeper) = &mut self.keeper
@@ -216,7 +219,7 @@ impl Applier {
         Ok(())
     }
 
-    fn examine(&self, trouble: &Trouble) -> Findings {
+    pub(super) fn examine(&self, trouble: &Trouble) -> Findings {
         let snapshot = matches!(self.stands.stage, Stage::Snapshot { .. });
         let replay = match snapshot {
             true => self.rules.replay,
@@ -225,7 +228,11 @@ impl Applier {
         examine(trouble, Reading { snapshot, replay })
     }
 
-    fn settle_findings(&mut self, trouble: &Trouble, findings: Findings) -> Result<(), WorkerError> {
+    pub(super) fn settle_findings(
+        &mut self,
+        trouble: &Trouble,
+        findings: Findings,
+    ) -> Result<(), WorkerError> {
         let Findings { refused, existing, fatal, .. } = findings;
         if let Some(fatal) = fatal {
             let address = self.lane_addresses.get(trouble.lane).map(ToString::to_string).unwrap_or_default();
@@ -246,84 +253,6 @@ impl Applier {
         self.numbers.keys_skipped += existing.len() as u64;
         for refusal in refused {
             self.refuse(trouble.batch.db.unwrap_or_default(), refusal)?;
-        }
-        Ok(())
-    }
-
-    /// When commands have to be sent again: waits until nothing is under way, sends them, goes on.
-    pub(super) async fn mend(&mut self) -> Result<(), Interrupted> {
-        self.check_lost().await?;
-        if self.troubles.is_empty() {
-            return Ok(());
-        }
-        // What is gathered for a node that lost a slot goes to it first, and comes back: behind what is sent
-        // again, and before what will find the slot's new owner.
-        for lane in 0..self.outbox.lanes() {
-            self.send(lane).await?;
-        }
-        self.wait_answers().await?;
-        let mut troubles = std::mem::take(&mut self.troubles);
-        troubles.sort_by_key(|trouble| (trouble.lane, trouble.batch.sequence));
-        let mut lanes: BTreeMap<usize, Vec<(Trouble, Findings)>> = BTreeMap::new();
-        for trouble in troubles {
-            let findings = self.examine(&trouble);
-            lanes.entry(trouble.lane).or_default().push((trouble, findings));
-        }
-        for (lane, troubles) in lanes {
-            self.outbox.hold(lane, false);
-            self.mend_lane(troubles).await?;
-        }
-        self.open_new_lanes().await?;
-        self.advance();
-        Ok(())
-    }
-
-    async fn mend_lane(&mut self, troubles: Vec<(Trouble, Findings)>) -> Result<(), Interrupted> {
-        let mut mending = Mending::default();
-        for (trouble, findings) in &troubles {
-            mending.note(trouble, &findings.retry);
-        }
-        let mut planned = Vec::with_capacity(troubles.len());
-        for (trouble, mut findings) in troubles {
-            let failed = std::mem::take(&mut findings.retry);
-            let units = match mending.units(&trouble, failed.clone()) {
-                Ok(units) => units,
-                Err(Overtaken) if self.keeper.is_none() => failed,
-                Err(Overtaken) => {
-                    let why = failed.first().map(|unit| unit.error.clone()).unwrap_or_default();
-                    return Err(WorkerError::Overtaken { shard: self.setup.shard.clone(), why }.into());
-                }
-            };
-            // What is sent again was not refused for good.
-            let refused = std::mem::take(&mut findings.refused).into_iter().zip(&findings.refused_at);
-            let last = refused.filter(|(_, at)| !units.iter().any(|unit| unit.at == **at));
-            findings.refused = last.map(|(refusal, _)| refusal).collect();
-            planned.push((trouble, findings, units));
-        }
-        if mending.out_of_order
-            && let Some(keeper) = &mut self.keeper
-        {
-            // Until they stand, the guards say too much: nobody may go on from here.
-            keeper.passed_barrier((self.base + self.at as u64) as i64 + self.offset_shift);
-            self.write_records(true).await?;
-            self.wait_answers().await?;
-        }
-        for (trouble, findings, units) in planned {
-            self.settle_findings(&trouble, findings)?;
-            let mut refused = Vec::new();
-            {
-                let guarding = self.guarding(self.position());
-                let mut direct = self.direct(guarding);
-                for unit in &units {
-                    tracing::debug!(error = %unit.error, what = %unit.frames.escape_ascii(), "sent again");
-                    refused.extend(direct.retry(unit).await.map_err(undirected)?);
-                }
-            }
-            self.numbers.waiting.clear();
-            for refusal in refused {
-                self.refuse(trouble.batch.db.unwrap_or_default(), refusal)?;
-            }
-            self.outbox.answered(trouble.lane, trouble.batch);
         }
         Ok(())
     }
@@ -367,6 +296,9 @@ impl Applier {
 
     /// Takes note of what stands on the target by now.
     pub(super) fn advance(&mut self) {
+        if self.recopy.overtaken.is_some() {
+            return;
+        }
         let Some(place) = self.outbox.reached() else { return };
         self.reader.applied(place.position);
         if let Stage::Stream(_) = place.stage {
@@ -414,72 +346,12 @@ impl Applier {
         }
         Ok(())
     }
-
-    /// A full sync begins: its first record goes in front of its first key.
-    pub(super) fn begin_records(&mut self) {
-        let (Some(keeper), Some(kept)) = (&mut self.keeper, &mut self.outbox.kept) else { return };
-        keeper.begin_history();
-        kept.history = keeper.history;
-        let place = RecordPlace::Snapshot { position: 0 };
-        let record = keeper.record(place.clone()).to_bytes();
-        for (lane, slot) in keeper.places() {
-            self.outbox.append_record(lane, slot, &record);
-        }
-        keeper.wrote(place);
-    }
-
-    /// Writes how far all nodes have come, when it is due or must be.
-    pub(super) async fn write_records(&mut self, must: bool) -> Result<(), Interrupted> {
-        let Some(keeper) = &self.keeper else { return Ok(()) };
-        if self.origin.is_none() || !self.may_send() {
-            return Ok(());
-        }
-        let Place { position, stage, .. } = &self.stands;
-        let place = match stage {
-            Stage::Snapshot { .. } => RecordPlace::Snapshot { position: *position },
-            Stage::Stream(_) => self.stream_place(*position),
-        };
-        // What is under way holds a newer one, or will be followed by one.
-        if !must && (!self.outbox.is_quick() || !keeper.is_due(&place, self.outbox.is_chained())) {
-            return Ok(());
-        }
-        self.write_records_at(place).await
-    }
-
-    async fn write_records_at(&mut self, place: RecordPlace) -> Result<(), Interrupted> {
-        if self.outbox.is_chained() {
-            // Every batch holds one; this one may hold nothing else.
-            self.outbox.pending(0);
-            return self.send(0).await;
-        }
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
-        let record = keeper.record(place.clone()).to_bytes();
-        for (lane, slot) in keeper.places() {
-            self.outbox.append_record(lane, slot, &record);
-        }
-        keeper.wrote(place);
-        self.send_all().await
-    }
-
-    /// `position` is of the stream, and not behind what stands; the database is that of what stands.
-    fn stream_place(&self, position: u64) -> RecordPlace {
-        let db = match (&self.stands.stage, &self.work) {
-            (Stage::Stream(place), _) if position <= self.stands.position => place.db,
-            (_, Work::Stream(stream)) => stream.place.db,
-            (Stage::Stream(place), _) => place.db,
-            _ => self.stream_db,
-        };
-        RecordPlace::Stream {
-            replication_id: self.replication_id(),
-            offset: position as i64 + self.offset_shift,
-            db,
-        }
-    }
 }
 
-fn undirected(error: DirectError) -> WorkerError {
+pub(super) fn undirected(error: DirectError) -> Interrupted {
     match error {
-        DirectError::Fence(error) => WorkerError::Fenced(error.to_string()),
-        error => WorkerError::Target(error.to_string()),
+        DirectError::Fence(error) => WorkerError::Fenced(error.to_string()).into(),
+        DirectError::Newcomer { .. } => Interrupted::Lost(error.to_string()),
+        error => WorkerError::Target(error.to_string()).into(),
     }
 }

@@ -27,6 +27,12 @@ impl Applier {
     }
 
     pub(super) fn may_mark(&self) -> bool {
+        // While keys wait for being overtaken, nobody may go on from any place behind that.
+        self.recopy.overtaken.is_none() && self.is_between()
+    }
+
+    /// Nothing is half done.
+    pub(super) fn is_between(&self) -> bool {
         match &self.work {
             Work::Snapshot { staged, .. } => staged.is_none(),
             Work::Stream(stream) => !stream.in_transaction(),
@@ -43,7 +49,8 @@ impl Applier {
             }
             Work::Stream(stream) => Stage::Stream(stream.place.clone()),
         };
-        Place { position, stage, keys: self.keys, commands: self.commands }
+        let Self { keys, commands, .. } = *self;
+        Place { position, stage, keys, keys_total: self.numbers.keys_total, commands }
     }
 
     /// Where things stand, for another run.
@@ -59,7 +66,7 @@ impl Applier {
             (_, None) => self.setup.resume.clone(),
             _ => None,
         };
-        Stopped { checkpoint }
+        Stopped { checkpoint, spooled: false }
     }
 
     /// Of the history that the applier is in, which the link may have left already, or renamed.
@@ -68,9 +75,19 @@ impl Applier {
         self.reader.replication_id().or_else(begun).unwrap_or_default()
     }
 
+    /// Bytes that do not stand on the target, and the age of the oldest in ms.
+    pub(super) fn lag(&self) -> (u64, u64) {
+        let bytes = self.reader.gauges().end.saturating_sub(self.stands.position);
+        match self.reader.arrived(self.stands.position) {
+            Some(arrived) if bytes > 0 => (bytes, unix_millis().saturating_sub(arrived)),
+            _ => (bytes, 0),
+        }
+    }
+
     pub(super) fn publish(&mut self) {
         let spool = self.reader.gauges();
         let replication_id = self.replication_id();
+        let lag = self.lag();
         let numbers = &mut self.numbers;
         numbers.keys = self.stands.keys;
         numbers.commands = self.stands.commands;
@@ -86,11 +103,7 @@ impl Applier {
             (Stage::Snapshot { .. }, _) => ShardPhase::FullSync,
             (Stage::Stream(_), _) => ShardPhase::IncrementalSync,
         };
-        numbers.lag_bytes = spool.end.saturating_sub(self.stands.position);
-        numbers.lag_millis = match self.reader.arrived(self.stands.position) {
-            Some(arrived) if numbers.lag_bytes > 0 => unix_millis().saturating_sub(arrived),
-            _ => 0,
-        };
+        (numbers.lag_bytes, numbers.lag_millis) = lag;
         if let Stage::Stream(_) = self.stands.stage {
             numbers.applied_offset = self.stands.position as i64 + self.offset_shift;
             numbers.received_offset = spool.end as i64 + self.offset_shift;

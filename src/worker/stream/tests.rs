@@ -1,4 +1,5 @@
 use super::*;
+use crate::resp::frame::parse_frame;
 use crate::version::Flavor;
 
 fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) {
@@ -7,13 +8,15 @@ fn take(stream: &mut Stream, outbox: &mut Outbox<()>, end: u64, words: &[&str]) 
         database_map: BTreeMap::new(),
         sole_source: true,
         dynamic: DynamicTable::default(),
+        holding: Holding::default(),
     };
     let (mut frame, mut spans) = (Vec::new(), Vec::new());
     encode_command(words, &mut frame);
     parse_frame(&frame, &mut spans).unwrap();
     let args = Args { frame: &frame, spans: &spans };
     let moment = Moment { arrived: 0, now: 0 };
-    let mut to = Onward { rules: &rules, router: &Router::Single, outbox, moment, end };
+    let gate = &mut Gate::default();
+    let mut to = Onward { rules: &rules, router: &Router::Single, outbox, gate, moment, end, carried: None };
     let taken = stream.take(&args, &mut to);
     assert!(matches!(taken, Taken::Done { .. }), "{taken:?}");
 }

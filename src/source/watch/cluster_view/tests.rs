@@ -62,6 +62,14 @@ fn follow(families: &mut [Family], view: &ClusterView) {
     }
 }
 
+fn served(shards: &[Family]) -> Vec<String> {
+    shards.iter().map(|shard| shard.serves().to_string()).collect()
+}
+
+fn all(shards: &[Family]) -> BTreeSet<String> {
+    shards.iter().flat_map(|shard| shard.members().iter().cloned()).collect()
+}
+
 #[test]
 fn at_rest_nothing_changes() {
     let mut shards = families();
@@ -70,7 +78,8 @@ fn at_rest_nothing_changes() {
     follow(&mut shards, &at_rest);
     assert_eq!((shards[0].master().port, shards[1].master().port), (1, 3));
     assert_eq!(shards[0].replicas(), [Address::new("h", 2)]);
-    assert!(shards.iter().all(|shard| shard.moved().is_empty()));
+    assert_eq!(served(&shards), ["0-99", "100-199"]);
+    assert!(at_rest.strange(&all(&shards)).is_empty());
 }
 
 /// The old master is cut off and still calls itself the owner; the others know better.
@@ -86,17 +95,17 @@ fn a_promoted_replica_is_followed_against_the_old_masters_word() {
     ]);
     follow(&mut shards, &split);
     assert_eq!(shards[0].master().port, 2);
-    assert!(shards[0].moved().is_empty(), "a failover moves no slots");
+    assert_eq!(served(&shards), ["0-99", "100-199"], "a failover moves no slots");
     // It comes back as a replica, and takes over again.
     let back =
         view(&[(3, "a 1 master - 5 0-99\nb 2 slave a 5\nc 3 myself,master - 2 100-199\nd 4 slave c 2")]);
     follow(&mut shards, &back);
     assert_eq!(shards[0].master().port, 1);
-    assert!(shards[0].moved().is_empty());
+    assert_eq!(served(&shards), ["0-99", "100-199"]);
 }
 
 #[test]
-fn slots_that_move_are_named_and_stay_named() {
+fn slots_that_move_are_followed() {
     let mut shards = families();
     let moved_back = "a 1 myself,master - 6 0-99\nb 2 slave a 6\nc 3 master - 4 100-199\nd 4 slave c 4";
     let moved = view(&[(
@@ -104,11 +113,12 @@ fn slots_that_move_are_named_and_stay_named() {
         "a 1 myself,master - 1 10-99 [10->-c]\nb 2 slave a 1\nc 3 master - 4 0-9 100-199\nd 4 slave c 4",
     )]);
     follow(&mut shards, &moved);
-    assert_eq!(shards[0].moved().to_string(), "0-10");
+    assert_eq!(served(&shards), ["10-99", "0-9,100-199"]);
+    assert_eq!(shards[0].leaving().to_string(), "10");
     assert_eq!(shards[0].master().port, 1);
-    assert!(shards[1].moved().is_empty());
     follow(&mut shards, &view(&[(1, moved_back)]));
-    assert_eq!(shards[0].moved().to_string(), "0-10");
+    assert_eq!(served(&shards), ["0-99", "100-199"]);
+    assert!(shards[0].leaving().is_empty());
 }
 
 /// All slots moved to the other shard, and the emptied master became its replica: that is no failover, and
@@ -118,7 +128,7 @@ fn a_shard_that_was_emptied_is_not_looked_for_at_another() {
     let mut shards = families();
     let emptied = "a 1 slave c 4\nb 2 slave c 4\nc 3 myself,master - 4 0-199\nd 4 slave c 4";
     follow(&mut shards, &view(&[(3, emptied)]));
-    assert_eq!(shards[0].moved().to_string(), "0-99");
+    assert_eq!(served(&shards), ["", "0-199"]);
     assert_eq!(shards[0].master().port, 1);
     let own =
         parse_cluster_nodes("a h:1@1 myself,slave c 0 0 4 connected\nc h:3@1 master - 0 0 4 connected 0-199")
@@ -134,12 +144,14 @@ fn a_node_never_seen_before_takes_over_from_a_dead_master() {
     let text = "a 1 master,fail - 1\nb 2 slave e 3\ne 5 master - 3 0-99\nc 3 myself,master - 2 100-199\nd 4 slave c 2";
     follow(&mut shards, &view(&[(3, text)]));
     assert_eq!(shards[0].master().port, 5);
-    assert!(shards[0].moved().is_empty());
+    assert_eq!(served(&shards), ["0-99", "100-199"]);
     // While the old master lives, the same is a move.
     let mut shards = families();
-    follow(&mut shards, &view(&[(3, &text.replace("master,fail - 1", "master - 1"))]));
+    let lives = view(&[(3, &text.replace("master,fail - 1", "master - 1"))]);
+    follow(&mut shards, &lives);
     assert_eq!(shards[0].master().port, 1);
-    assert_eq!(shards[0].moved().to_string(), "0-99");
+    assert_eq!(served(&shards), ["", "100-199"]);
+    assert_eq!(lives.strange(&all(&shards)).to_string(), "0-99");
 }
 
 #[test]
@@ -150,12 +162,4 @@ fn a_replica_that_went_to_another_shard_is_not_read_from() {
     assert!(shards[0].replicas().is_empty());
     let own = "a h:1@1 master - 0 0 1 connected 0-99\nb h:2@1 myself,slave c 0 0 2 connected";
     assert_eq!(is_of(&parse_cluster_nodes(own).unwrap(), shards[0].members()), Some(false));
-}
-
-/// What moved between two runs shows at once.
-#[test]
-fn slots_lost_before_the_start_are_moved() {
-    let shard =
-        Shard { id: String::new(), master: node("a", 1), replicas: Vec::new(), slots: slots("50-99") };
-    assert_eq!(Family::new(&shard, slots("0-99")).moved().to_string(), "0-49");
 }
