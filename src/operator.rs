@@ -7,6 +7,7 @@ mod api;
 mod claims;
 mod context;
 mod decide;
+mod forwarder;
 mod health;
 mod members;
 mod reconcile;

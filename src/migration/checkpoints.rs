@@ -27,16 +27,18 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Takes in what an earlier run told, which may have been another process's and later than this one's.
     pub fn learn(&mut self, told: &Status, delivery: Delivery) {
-        // With exactly once the target itself tells, and its word counts.
-        if delivery == Delivery::AtLeastOnce {
-            self.begun |= !told.shards.is_empty();
-            for shard in &told.shards {
-                let outdated = |own: &Checkpoint| {
-                    own.replication_id != shard.replication_id || own.offset < shard.applied_offset
-                };
-                if self.shards.get(&shard.id).is_some_and(outdated) {
-                    self.shards.remove(&shard.id);
-                }
+        if delivery == Delivery::ExactlyOnce {
+            // The target itself tells, and its word counts.
+            self.known.clear();
+            return;
+        }
+        self.begun |= !told.shards.is_empty();
+        for shard in &told.shards {
+            let outdated = |own: &Checkpoint| {
+                own.replication_id != shard.replication_id || own.offset < shard.applied_offset
+            };
+            if self.shards.get(&shard.id).is_some_and(outdated) {
+                self.shards.remove(&shard.id);
             }
         }
         let known: Vec<KnownShard> = told.shards.iter().filter_map(|shard| self.known_as(shard)).collect();

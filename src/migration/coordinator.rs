@@ -220,8 +220,8 @@ impl Run {
         self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
         self.state.phase(Phase::IncrementalSync, &message);
 
-        self.slots_at_rest().await?;
         loop {
+            self.slots_at_rest().await?;
             let verification = self.plan.verification;
             if let Some(outcome) = self.verify().await? {
                 return Ok(outcome);
@@ -313,15 +313,6 @@ impl Run {
     /// Where each shard is written to and read from now.
     fn places(&self) -> Vec<(Address, Address)> {
         self.shards.iter().map(|shard| (shard.master(), shard.reader())).collect()
-    }
-
-    /// Until the plan changes. Slots that moved between shards of the source are compared once they have come
-    /// to rest; `Some`: what was found ends the run.
-    async fn follow(&mut self, message: &str) -> Result<Option<Outcome>, Ended> {
-        self.state.phase(Phase::IncrementalSync, message);
-        let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
-        let moved = poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
-        if self.until_changed(moved).await? { self.verify().await } else { Ok(None) }
     }
 
     /// Until every slot of the source is followed where it is served, if waiting can bring that about.

@@ -204,16 +204,13 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
         })
         .collect();
     places.sort_by_key(|place| place.1);
+    let mut lineages = lineages_told(told);
     let known = known_shards(plan, &dialer, &target).await.map_err(|error| unreachable(error.to_string()))?;
-    let lineages = || {
-        let known = known.iter().map(|shard| shard.lineage.clone());
-        lineages_told(told).into_iter().chain(known).collect::<BTreeSet<_>>()
-    };
-    for lineage in lineages() {
-        let names = KeyNames::new(&plan.uid, &lineage);
+    lineages.extend(known.into_iter().map(|shard| shard.lineage));
+    for lineage in &lineages {
+        let names = KeyNames::new(&plan.uid, lineage);
         Fence::claim(names, &dialer, &places).await.map_err(|error| unreachable(error.to_string()))?;
     }
-    let lineages = lineages();
     remove(plan, &dialer, lineages.iter().map(String::as_str)).await.map_err(failed)
 }
 

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::api::{ApiError, Target};
+use super::api::Target;
 use super::decide::{End, Run, Why};
+use super::forwarder::{Fault, Forwarder, SharedWriter};
 use super::secrets::Secrets;
-use super::status::{is_finished, is_transient, with_fault};
+use super::status::is_transient;
 use super::writer::Writer;
 use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
@@ -27,13 +26,6 @@ const DRAIN_MAX: Duration = Duration::from_secs(8);
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 /// Between two attempts, doubled from one second.
 const PUT_OFF_MAX: Duration = Duration::from_secs(15);
-/// Between two attempts to reach an API server that does not answer.
-const WRITE_AGAIN: Duration = Duration::from_secs(2);
-
-pub type SharedWriter = Arc<tokio::sync::Mutex<Writer>>;
-
-/// A changed spec that cannot be carried out: its generation, and what is wrong.
-pub type Fault = Option<(i64, String)>;
 
 #[derive(Default)]
 pub struct Runs {
@@ -367,62 +359,6 @@ fn needs_another_run(old: &Plan, new: &Plan, status: &Status) -> bool {
     followed
         && (fixed(old) != fixed(new)
             || old.failure_policy.on_full_resync != new.failure_policy.on_full_resync)
-}
-
-/// Writes a run's status, as often as it is worth it, for as long as it runs.
-struct Forwarder {
-    status: watch::Receiver<Status>,
-    fault: watch::Receiver<Fault>,
-    writer: SharedWriter,
-    identity: String,
-}
-
-impl Forwarder {
-    async fn run(mut self) {
-        let mut again_at: Option<Instant> = None;
-        let mut complained = false;
-        loop {
-            tokio::select! {
-                changed = self.status.changed() => if changed.is_err() { return },
-                Ok(()) = self.fault.changed() => {}
-            }
-            let now = Instant::now();
-            let status = self.status.borrow_and_update().clone();
-            // What an outcome means for the object is not for the run to say.
-            if is_finished(&status) || status.conditions.is_empty() || again_at.is_some_and(|at| now < at) {
-                continue;
-            }
-            let status = self.composed(status);
-            let mut writer = self.writer.lock().await;
-            if writer.due(&status, now).is_none_or(|at| at > now) {
-                continue;
-            }
-            again_at = None;
-            let written = writer.write(status).await;
-            complained &= written.is_err();
-            if let Err(error) = written {
-                self.complain(&error, &mut complained);
-                again_at = Some(Instant::now() + WRITE_AGAIN);
-            }
-        }
-    }
-
-    fn composed(&self, status: Status) -> Status {
-        let mut status = by(status, &self.identity);
-        if let Some((generation, message)) = &*self.fault.borrow() {
-            status = with_fault(status, *generation, message, &Time(Timestamp::now()));
-        }
-        status
-    }
-
-    /// Once, until it works again.
-    fn complain(&self, error: &ApiError, complained: &mut bool) {
-        if error.is_not_found() || std::mem::replace(complained, true) {
-            tracing::debug!(%error, "the status cannot be written");
-        } else {
-            tracing::warn!(%error, "the status cannot be written now; the migration goes on");
-        }
-    }
 }
 
 /// Names the worker of all shards.

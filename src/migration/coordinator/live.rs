@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::watching::poll_until;
 use super::{Ended, Run, adoptions};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{CutoverMode, CutoverPlan, VerificationPlan};
@@ -12,6 +13,7 @@ use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::migration::Outcome;
 use crate::migration::cutover::{self, Paused};
+use crate::migration::degraded;
 use crate::migration::state::now;
 
 /// Between two attempts of a cutover, so that writers are not held again at once.
@@ -90,6 +92,23 @@ impl Run {
             let message = format!("{why}; the cutover is tried again in {} s", PAUSE_AGAIN.as_secs());
             self.state.phase(Phase::IncrementalSync, &message);
             self.until_changed(tokio::time::sleep(PAUSE_AGAIN)).await?;
+        }
+    }
+
+    /// Until it is stopped or the plan changes. Slots that moved between shards of the source are compared once
+    /// they have come to rest; `Some`: what was found ends the run.
+    async fn follow(&mut self, message: &str) -> Result<Option<Outcome>, Ended> {
+        loop {
+            self.state.phase(Phase::IncrementalSync, message);
+            let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
+            let moved =
+                poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
+            if !self.until_changed(moved).await? {
+                return Ok(None);
+            }
+            if let Some(outcome) = self.verify().await? {
+                return Ok(Some(outcome));
+            }
         }
     }
 

@@ -53,8 +53,10 @@ pub(super) async fn prepare(
     let target_dialer = setup::target_dialer(plan);
     if keeps && earlier.known.is_empty() {
         let known = kept::earlier_shards(plan, &target_dialer, target).await;
-        earlier.known = known.map_err(|error| {
-            impossible(format!("the target cannot be asked which shards an earlier run knew: {error}"))
+        earlier.known = known.map_err(|error| MigrationError {
+            reason: reason::TARGET_UNREACHABLE,
+            message: format!("the target cannot be asked which shards an earlier run knew: {error}"),
+            transient: error.is_transient(),
         })?;
     }
     let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
