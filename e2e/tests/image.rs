@@ -16,6 +16,8 @@ impl Store {
     fn new() -> Result<Self> {
         let found = Command::new("buildah").arg("--version").output();
         ensure!(found.is_ok(), "buildah is missing: run `make setup`");
+        let user = Command::new("id").arg("-u").output()?;
+        ensure!(user.stdout == b"0\n", "this test mounts and changes its root: run it as root");
         let folder = tempfile::tempdir()?;
         // Nothing of the machine's own: neither its registries nor its policy.
         std::fs::write(
