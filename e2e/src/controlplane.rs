@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::tls::Certificates;
-use crate::{port, wait_until};
+use crate::{port, reaper, wait_until};
 
 pub use api::{Answer, Api};
 pub use kubelet::{Kubelet, Running};
@@ -193,6 +193,8 @@ impl ControlPlane {
     fn prepare() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("redis-migration-e2e-").tempdir()?;
         let certificates = Certificates::new()?;
+        // Nobody drops the one that tests share.
+        reaper::watch(std::process::id(), 0, certificates.folder());
         let (etcd_port, peer_port, api_port) = (port::free()?, port::free()?, port::free()?);
         let url = format!("https://127.0.0.1:{api_port}");
         let at = |name: &str| folder.path().join(name).display().to_string();

@@ -14,7 +14,7 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = tempfile::Builder::new().prefix("redis-migration-e2e-").tempdir()?;
         let key = KeyPair::generate()?;
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
