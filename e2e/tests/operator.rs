@@ -195,7 +195,7 @@ fn deleted_in_sync_and_deleted_before_it_can_start() -> Result<()> {
     writer.wait_more(500, PATIENCE)?;
     writer.stop()?;
     migration.delete(PATIENCE)?;
-    assert!(migration.lease()?.is_none());
+    wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
     for server in &target.nodes {
         assert_eq!(own_keys(server)?, [""; 0]);
     }
@@ -265,10 +265,14 @@ fn what_may_change_while_running_does() -> Result<()> {
         }
     };
     let first = migration.wait_for("the approval being waited for", PATIENCE, waits("Full", 1))?;
-    let change = json!({"spec": {"verification": {"mode": "Keys"}, "limits": {"pipelineCommands": 10}}});
-    migration.patch(&change)?;
-    let second = migration.wait_for("another verification", PATIENCE, waits("Keys", 2))?;
-    assert_ne!(first["verification"]["completionTime"], second["verification"]["completionTime"]);
+    // The other verification finds what the first one could not.
+    target.conn()?.run(args!["SET", "only-here", "1"])?;
+    let verification = json!({"mode": "Keys", "maxDifferences": 1});
+    migration.patch(&json!({"spec": {"verification": verification, "limits": {"pipelineCommands": 10}}}))?;
+    let second = migration.wait_for("another verification", PATIENCE, |status| {
+        waits("Keys", 2)(status) && status["verification"]["differences"] == 1
+    })?;
+    target.conn()?.run(args!["DEL", "only-here"])?;
     assert_eq!(first["startTime"], second["startTime"]);
     assert_eq!(syncs(&source)?, (1, 0));
     // This takes another run, which goes on where the first one stopped.
@@ -438,7 +442,7 @@ fn a_deletion_does_not_wait_for_a_target_that_is_gone() -> Result<()> {
     migration.wait_condition("InSync", PATIENCE)?;
     drop(target);
     migration.delete(Duration::from_secs(50))?;
-    assert!(migration.lease()?.is_none());
+    wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
     let events = migration.events()?;
     assert!(events.iter().any(|event| event == "CleanUpFailed"), "{events:?}");
     migration.seen().map(drop)
