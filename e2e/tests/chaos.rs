@@ -60,12 +60,17 @@ fn without_guards_kills_differ() -> Result<()> {
     anyhow::bail!("four runs without guards, and no difference: chaos would see none")
 }
 
-/// Killed in the full sync, time and again, it goes on with what it had on disk.
+/// Killed in the full sync, time and again, it goes on with what it had on disk. What a kill catches is a matter
+/// of timing, so one of a few runs has to.
 #[test]
 fn exact_after_kills_in_the_full_sync() -> Result<()> {
     let mut arena = Arena::new(false);
     let mut taken_up = 0;
-    for (seed, target) in [(1, Shape::Standalone), (2, Shape::Cluster)] {
+    for seed in 1..=8 {
+        if seed > 2 && taken_up > 0 {
+            break;
+        }
+        let target = if seed % 2 == 1 { Shape::Standalone } else { Shape::Cluster };
         let choice = Choice {
             faults: vec![Fault::Kill, Fault::Stop],
             steps: (5, 5),
