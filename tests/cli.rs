@@ -38,8 +38,9 @@ fn bad_arguments_end_with_2() {
         &["run"],
         &["run", "-f", "x", "--output", "xml"],
         &["run", "-f", "/nonexistent/manifest.yaml"],
-        &["operator", "--namespaces", "a"],
-        &["decode", "file.rdb"],
+        &["operator", "--listen", "nowhere"],
+        &["decode", "/nonexistent/file.rdb"],
+        &["stat", "/nonexistent/file.rdb"],
     ] {
         let output = tool(arguments, "");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", said(&output));

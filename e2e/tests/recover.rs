@@ -228,8 +228,8 @@ fn goes_on_with_the_full_sync(target: &Target) -> Result<()> {
         let mut tool = Tool::run_in(Arc::clone(&folder), &manifest, &[])?;
         let status = tool.wait_for("keys", PATIENCE, |status| keys_applied(status) > 0)?;
         let position = taken_up_at(&tool)?;
-        // What stood is not copied again.
-        ensure!(position > before + 100_000, "{position} after {before}: {status}");
+        // What stood is not copied again. (Records are a MiB apart, which a run may be killed in between.)
+        ensure!(position > 100_000 && position >= before, "{position} after {before}: {status}");
         before = position;
         let more = keys_applied(&status) + 500;
         tool.wait_for("more of the keys", PATIENCE, |status| keys_applied(status) > more)?;
