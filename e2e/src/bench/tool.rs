@@ -205,7 +205,9 @@ fn manifest(task: &Task, route: &Route) -> Manifest {
     let mode = if matches!(task, Task::Verify) { "Full" } else { "Off" };
     let manifest = Manifest::between(&route.source, &route.target)
         .set("/spec/verification/mode", mode)
-        .set("/spec/target/existingKeys", "Fail");
+        .set("/spec/target/existingKeys", "Fail")
+        // With Never a run that ends in sync goes through all keys once more, to give expiries back.
+        .set("/spec/cutover/mode", "Manual");
     let fields = FIELDS.get().map(Vec::as_slice).unwrap_or_default();
     fields.iter().fold(manifest, |manifest, (path, value)| manifest.set(path, value.clone()))
 }
