@@ -90,15 +90,18 @@ fn slow_full_sync(version: Version, target: &Endpoint, env: &[(&str, &str)]) -> 
     tool.wait_for("the snapshot", PATIENCE, |status| status["progress"]["bytesRead"].as_i64() > Some(0))?;
     renew(&mut conn)?;
     ensure!(time(&mut conn)? < over, "too slow to renew keys that live for {LIFE} ms");
+    outlast(&proxy, &mut conn, over)?;
+    Ok((source, tool.wait_exit(PATIENCE)?))
+}
+
+/// Holds the target up until the time `over` has passed at the source, then lets all through.
+fn outlast(proxy: &Proxy, conn: &mut Conn, over: i64) -> Result<()> {
     proxy.stall(true);
-    wait_until(
-        "the end of their first time",
-        PATIENCE,
-        || Ok((time(&mut conn)? > over + 300).then_some(())),
-    )?;
+    let past = || Ok((time(conn)? > over + 300).then_some(()));
+    wait_until("the end of their first time", PATIENCE, past)?;
     proxy.stall(false);
     proxy.limit(None);
-    Ok((source, tool.wait_exit(PATIENCE)?))
+    Ok(())
 }
 
 fn nothing_is_held(target: &Endpoint) -> Result<Snapshot> {
@@ -275,14 +278,7 @@ fn fields(version: Version, env: &[(&str, &str)]) -> Result<(Server, Server, Fin
     expire(&mut conn, "HPEXPIRE", "3600000", "a")?;
     expire(&mut conn, "HPERSIST", "", "b")?;
     ensure!(time(&mut conn)? < over, "too slow to renew fields that live for {LIFE} ms");
-    proxy.stall(true);
-    wait_until(
-        "the end of their first time",
-        PATIENCE,
-        || Ok((time(&mut conn)? > over + 300).then_some(())),
-    )?;
-    proxy.stall(false);
-    proxy.limit(None);
+    outlast(&proxy, &mut conn, over)?;
     Ok((source, target, tool.wait_exit(PATIENCE)?))
 }
 
