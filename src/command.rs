@@ -6,6 +6,7 @@ mod class;
 mod dynamic;
 mod emulate;
 mod keys;
+mod narrow;
 mod rewrite;
 mod split;
 mod table;
@@ -21,6 +22,7 @@ pub use class::class_of;
 pub use dynamic::DynamicTable;
 pub use emulate::{Emulation, IfMissing, Key, Step};
 pub use keys::{Route, database_args, first_key_fast, keys, route};
+pub use narrow::{Narrowed, narrow};
 pub use rewrite::{Clock, Rewrite, may_rewrite, rewrite};
 pub use split::{Piece, SplitPlan, Unsplittable, split};
 pub use table::{all, lookup};
@@ -185,6 +187,20 @@ enum Rewriting {
     Xadd,
     Xgroup,
     Xsetid,
+    Xtrim,
+    Xdelex,
+    Move,
+    Copy,
+    ShardPublish,
+    Script,
+    PushExisting,
+    Hset,
+    Hpersist,
+    SortedAdd,
+    SortedRangeStore,
+    SortedDiffStore,
+    GeoSearchStore,
+    GeoRadiusStore,
 }
 
 /// What to do when the keys lie in several slots.
@@ -228,8 +244,14 @@ fn is(arg: &[u8], word: &str) -> bool {
     arg.eq_ignore_ascii_case(word.as_bytes())
 }
 
-fn is_any(arg: &[u8], words: &[&str]) -> bool {
+/// Whether `arg` is one of `words`, which are upper case, in any case.
+pub fn is_any(arg: &[u8], words: &[&str]) -> bool {
     words.iter().any(|word| is(arg, word))
+}
+
+/// The number of a database, or the like.
+pub fn decimal(arg: &[u8]) -> Option<u64> {
+    std::str::from_utf8(arg).ok()?.parse().ok()
 }
 
 /// A decimal number as Redis writes it.

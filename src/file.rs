@@ -45,52 +45,105 @@ pub fn each_event(
     limits: Limits,
     mut sink: impl FnMut(Place, Event<'_>) -> std::io::Result<()>,
 ) -> Result<u64, FileError> {
-    let mut decoder = Decoder::new(limits);
-    let mut crc = Crc::new();
-    let mut buffer: Vec<u8> = Vec::new();
-    // Of the buffer: decoded, and read. What is decoded is added to the checksum in long runs.
-    let (mut start, mut end) = (0, 0);
-    loop {
-        let before = decoder.position();
-        let (db, flavor, version) = (decoder.db(), decoder.flavor(), decoder.version());
-        match decoder.next(buffer.get(start..end).unwrap_or_default())? {
-            Step::Event { consumed, event } => {
-                if let Event::End { crc: stored } = event {
-                    crc.update(buffer.get(..start + 1).unwrap_or_default());
-                    let computed = crc.value();
-                    return match stored {
-                        // 0: the writer was told not to compute one.
-                        Some(stored) if stored != 0 && stored != computed => {
-                            Err(FileError::Checksum { computed, stored })
-                        }
-                        _ => {
-                            sink(Place { db, flavor, version, bytes: consumed }, event)
-                                .map_err(FileError::Sink)?;
-                            Ok(before + consumed as u64)
-                        }
-                    };
-                }
-                sink(Place { db, flavor, version, bytes: consumed }, event).map_err(FileError::Sink)?;
-                start += consumed;
-            }
-            Step::NeedMore { at_least } => {
-                crc.update(buffer.get(..start).unwrap_or_default());
-                buffer.copy_within(start..end, 0);
-                (start, end) = (0, end - start);
-                let wanted = at_least.max(end + 1).max(CHUNK);
-                if buffer.len() < wanted {
-                    // Grown as bytes arrive, not as a length in the file announces.
-                    buffer.resize(wanted.min(end.saturating_mul(2).max(2 * CHUNK)), 0);
-                }
-                let room = buffer.get_mut(end..).unwrap_or_default();
-                match read.read(room) {
-                    Ok(0) => return Err(FileError::Truncated { position: before + end as u64 }),
-                    Ok(count) => end += count,
-                    Err(source) if source.kind() == ErrorKind::Interrupted => {}
-                    Err(source) => return Err(FileError::Read { position: before + end as u64, source }),
-                }
-            }
+    let mut pushed = Pushed::new(limits);
+    let mut chunk = vec![0; CHUNK];
+    while !pushed.is_over() {
+        let position = pushed.position() + pushed.undecoded() as u64;
+        match read.read(&mut chunk) {
+            Ok(0) => return Err(FileError::Truncated { position }),
+            Ok(count) => pushed.push(chunk.get(..count).unwrap_or_default(), &mut sink)?,
+            Err(source) if source.kind() == ErrorKind::Interrupted => {}
+            Err(source) => return Err(FileError::Read { position, source }),
         }
+    }
+    Ok(pushed.position())
+}
+
+/// The same for who is given the bytes, instead of asking for them.
+pub struct Pushed {
+    decoder: Decoder,
+    crc: Crc,
+    /// Unread: `window[at..]`. In the checksum: what lies before `summed`.
+    window: Vec<u8>,
+    at: usize,
+    summed: usize,
+    need: usize,
+    ended: bool,
+}
+
+impl Pushed {
+    pub fn new(limits: Limits) -> Self {
+        let (window, crc) = (Vec::new(), Crc::new());
+        Self { decoder: Decoder::new(limits), crc, window, at: 0, summed: 0, need: 1, ended: false }
+    }
+
+    /// Bytes of the RDB decoded so far.
+    pub fn position(&self) -> u64 {
+        self.decoder.position()
+    }
+
+    /// True behind the end of the RDB, whose checksum fits.
+    pub fn is_over(&self) -> bool {
+        self.ended
+    }
+
+    /// Bytes that were pushed and are not decoded.
+    pub fn undecoded(&self) -> usize {
+        self.window.len() - self.at
+    }
+
+    /// Hands every event that is whole by now to `sink`.
+    pub fn push(
+        &mut self,
+        bytes: &[u8],
+        mut sink: impl FnMut(Place, Event<'_>) -> std::io::Result<()>,
+    ) -> Result<(), FileError> {
+        self.push_raw(bytes, |place, event, _| sink(place, event))
+    }
+
+    /// The same with the bytes that each event took: all of them together are the RDB.
+    pub fn push_raw(
+        &mut self,
+        bytes: &[u8],
+        mut sink: impl FnMut(Place, Event<'_>, &[u8]) -> std::io::Result<()>,
+    ) -> Result<(), FileError> {
+        self.compact();
+        self.window.extend_from_slice(bytes);
+        while !self.ended && self.undecoded() >= self.need {
+            let (db, flavor, version) = (self.decoder.db(), self.decoder.flavor(), self.decoder.version());
+            let input = self.window.get(self.at..).unwrap_or_default();
+            let (consumed, event) = match self.decoder.next(input)? {
+                Step::NeedMore { at_least } => {
+                    self.need = at_least.max(input.len() + 1);
+                    return Ok(());
+                }
+                Step::Event { consumed, event } => (consumed, event),
+            };
+            self.need = 1;
+            if let Event::End { crc: stored } = event {
+                let covered = self.at + consumed.min(1);
+                self.crc.update(self.window.get(self.summed..covered).unwrap_or_default());
+                let computed = self.crc.value();
+                // 0: the writer was told not to compute one.
+                if let Some(stored) = stored.filter(|&stored| stored != 0 && stored != computed) {
+                    return Err(FileError::Checksum { computed, stored });
+                }
+                self.ended = true;
+            }
+            let raw = input.get(..consumed).unwrap_or_default();
+            sink(Place { db, flavor, version, bytes: consumed }, event, raw).map_err(FileError::Sink)?;
+            self.at += consumed;
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self) {
+        self.crc.update(self.window.get(self.summed..self.at).unwrap_or_default());
+        self.window.drain(..self.at);
+        if self.window.len() < CHUNK && self.window.capacity() > 4 * CHUNK {
+            self.window.shrink_to(CHUNK);
+        }
+        (self.at, self.summed) = (0, 0);
     }
 }
 
@@ -127,6 +180,32 @@ mod tests {
         assert!(matches!(result, Err(FileError::Truncated { position }) if position == rdb.len() as u64 - 9));
         assert!(found > 10);
         assert!(matches!(keys(b"").0, Err(FileError::Truncated { position: 0 })));
+    }
+
+    /// What comes of it does not depend on how the bytes are split.
+    #[test]
+    fn pushed_bytes_give_the_same_keys() {
+        let rdb = sample();
+        let (_, expected) = keys(&rdb);
+        for size in [1, 7, 4096, rdb.len()] {
+            let (mut pushed, mut found) = (Pushed::new(Limits::default()), 0);
+            for bytes in rdb.chunks(size) {
+                assert!(!pushed.is_over());
+                pushed
+                    .push(bytes, |_, event| {
+                        found += usize::from(matches!(event, Event::Key(_)));
+                        Ok(())
+                    })
+                    .unwrap();
+            }
+            assert!(pushed.is_over() && pushed.undecoded() == 0);
+            assert_eq!((found, pushed.position()), (expected, rdb.len() as u64));
+        }
+        let mut damaged = rdb.clone();
+        let last = damaged.len() - 1;
+        damaged[last] ^= 1;
+        let mut pushed = Pushed::new(Limits::default());
+        assert!(matches!(pushed.push(&damaged, |_, _| Ok(())), Err(FileError::Checksum { .. })));
     }
 
     #[test]

@@ -8,7 +8,9 @@ pub mod command;
 pub mod connection;
 pub mod file;
 pub mod hold;
+pub mod loss;
 pub mod migration;
+pub mod object;
 pub mod operator;
 pub mod preflight;
 #[cfg(test)]
@@ -22,6 +24,7 @@ pub mod spool;
 pub mod target;
 pub mod telemetry;
 pub mod topology;
+pub mod transform;
 pub mod verify;
 pub mod version;
 pub mod worker;

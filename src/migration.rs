@@ -5,9 +5,11 @@ mod checkpoints;
 mod coordinator;
 mod cutover;
 mod degraded;
+mod files;
 mod identity;
 mod kept;
 mod setup;
+pub mod shard;
 mod state;
 mod territory;
 mod verification;
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::api::{Plan, Status};
 use crate::telemetry::EngineGauges;
+pub use shard::Placement;
 
 /// When a run that goes well ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct RunOptions {
     pub plans: Option<watch::Receiver<Arc<Plan>>>,
     /// What an earlier run of this migration told last, wherever it was.
     pub earlier: Option<Status>,
+    /// `None`: every shard is worked on in this process.
+    pub placement: Option<Arc<dyn Placement>>,
 }
 
 /// Where a running migration publishes what is observed of it.
@@ -127,13 +132,28 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         }
     };
     tokio::select! {
-        outcome = coordinator::run(plan, options, observers) => outcome,
+        outcome = work(plan, options, observers) => outcome,
         () = at_once => Outcome::Stopped,
     }
 }
 
+async fn work(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
+    if between_servers(&plan) {
+        coordinator::run(plan, options, observers).await
+    } else {
+        files::run(plan, options, observers).await
+    }
+}
+
+fn between_servers(plan: &Plan) -> bool {
+    plan.source.redis().is_some() && plan.target.redis().is_some()
+}
+
 /// Preflight only; changes nothing.
 pub async fn check(plan: Arc<Plan>) -> Result<CheckReport, MigrationError> {
+    if !between_servers(&plan) {
+        return files::check(&plan).await;
+    }
     let report = setup::preflight(&plan, true).await?;
     Ok(setup::findings(&plan, &report))
 }

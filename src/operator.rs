@@ -1,17 +1,22 @@
 //! `redis-migration operator`: performs the RedisMigrations of a Kubernetes cluster.
 //!
 //! Reconciling never runs a migration: it decides one step (`decide`, PURE), and starts, observes or stops a
-//! task of its own. Replicas share the migrations by one Lease each.
+//! task of its own. Replicas share the migrations by one Lease each, and the shards of one by one Lease each.
 
+mod agents;
 mod api;
+mod balance;
 mod claims;
 mod context;
 mod decide;
+mod following;
 mod forwarder;
 mod health;
 mod members;
+mod placing;
 mod reconcile;
 mod runs;
+mod seats;
 mod secrets;
 mod status;
 mod watching;
@@ -136,6 +141,10 @@ async fn hand_over(context: &Arc<Context>) {
     let began = Instant::now();
     let targets = context.runs.targets();
     let count = targets.len();
+    // Nobody gives us a shard that we leave.
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_MAX, context.members.renew(true)).await {
+        tracing::debug!(%error, "the others do not know that this replica leaves");
+    }
     let each = targets.into_iter().map(|target| async move {
         context.runs.hand_over(&target.uid).await;
         if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_MAX, context.tell_outcome(&target.uid)).await {
@@ -146,7 +155,8 @@ async fn hand_over(context: &Arc<Context>) {
             tracing::warn!(%error, "others go on once they take this replica for gone");
         }
     });
-    join_all(each).await;
+    let shards = tokio::time::timeout(FAREWELL_MAX, context.agents.ended());
+    let _ = tokio::join!(join_all(each), shards);
     if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_MAX, context.members.leave()).await {
         tracing::warn!(%error, "the replica's Lease stays until it is swept");
     }
@@ -162,6 +172,7 @@ async fn look_for_orphans(context: Arc<Context>) {
         for target in context.claims.orphans(|identity| context.members.is_gone(identity)) {
             context.trigger(&target).await;
         }
+        agents::attend(&context);
         looks = looks.wrapping_add(1);
         if looks.is_multiple_of(SWEEP_EVERY) {
             context.members.sweep().await;
@@ -200,9 +211,11 @@ impl prometheus_client::collector::Collector for Replica {
     fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> std::fmt::Result {
         use prometheus_client::encoding::EncodeMetric;
         let (held, all) = self.0.claims.count();
+        let shards = self.0.seats.count();
         let gauges = [
             ("operator_held_migrations", "Migrations that this replica holds", held),
             ("operator_claimed_migrations", "Migrations that any replica holds", all),
+            ("operator_held_shards", "Shards of shared migrations that this replica works on", shards),
             ("operator_replicas", "Replicas that are alive, as this one sees it", self.0.members.alive()),
             ("operator_reconcile_errors", "Reconciles that failed since the start", self.0.health.errors()),
             (

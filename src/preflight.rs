@@ -12,10 +12,11 @@ mod survey;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connection::{Address, Dialer, RedisAccess};
-use crate::rdb::compat::unloadable;
+use crate::rdb::compat::{losses, unloadable};
 use crate::topology::{Role, Topology, discover, pick_source};
 
 pub use error::PreflightError;
@@ -36,6 +37,8 @@ pub struct PreflightInput {
     pub exclude_databases: Vec<u64>,
     /// Not everything is copied, so sizes on the source are upper bounds only.
     pub filtered: bool,
+    /// `failurePolicy.maxQuarantined` is 0: what has no equivalent on the target is a fault, not a warning.
+    pub nothing_may_be_lost: bool,
 }
 
 #[derive(Clone)]
@@ -53,7 +56,12 @@ pub struct TargetSide {
     pub dialer: Dialer,
     /// `existingKeys: Fail`, at a first start. Not to be asked when carrying on: the keys are then ours.
     pub must_be_empty: bool,
+    /// Keys that are in the way then; `None`: all.
+    pub claimed: Option<Claimed>,
 }
+
+/// True for a key of the target, by its database there, that may have come from the source.
+pub type Claimed = Arc<dyn Fn(u64, &[u8]) -> bool + Send + Sync>;
 
 /// What was found when nothing stands in the way.
 #[derive(Clone, Debug, Default)]
@@ -89,24 +97,25 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     let servers = [&source, &target].into_iter().flatten().flat_map(|side| &side.servers);
     let mut warnings: Vec<String> = servers.filter_map(|survey| survey.unchecked.clone()).collect();
     if let Some(source) = &source {
-        checks::source(source, &mut warnings)?;
+        let replicates = input.source.as_ref().is_some_and(|side| side.psync_command.is_some());
+        checks::source(source, replicates, &mut warnings)?;
     }
     if let Some(target) = &target {
         checks::target(target, &mut warnings)?;
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         checks::not_the_same(source, target)?;
-        if let Some(what) = unloadable(source.topology.server, target.topology.server) {
-            return Err(PreflightError::Unloadable { what: what.to_string() });
-        }
+        let (from, to) = (source.topology.server, target.topology.server);
+        warnings.extend(unloadable(from, to).map(|what| what.to_string()));
+        checks::losses((from, to), &losses(from, to), input.nothing_may_be_lost, &mut warnings)?;
         checks::databases(input, source, target)?;
         checks::memory(input.filtered, source, target, &mut warnings)?;
-        checks::modules(source, target, &mut warnings);
+        checks::modules(source, target, input.nothing_may_be_lost, &mut warnings)?;
     }
     if let (Some(side), Some(target)) = (&input.target, &target)
         && side.must_be_empty
     {
-        survey::empty(&quick(&side.dialer), &target.servers).await?;
+        survey::empty(&quick(&side.dialer), &target.servers, side.claimed.as_ref()).await?;
     }
     Ok(PreflightReport {
         source: source.map(|side| SourceReport {

@@ -18,8 +18,13 @@ mod lzf;
 mod module;
 mod packed;
 mod payload;
+mod rebuild;
+mod recode;
+mod record;
 mod scan;
 pub mod stat;
+#[cfg(test)]
+pub mod test_captured;
 mod walk;
 
 pub use commands::{Dialect, value_to_commands};
@@ -30,3 +35,6 @@ pub use event::{Event, Items, KeyRecord, LargeHead, LargeKind, Limits, Step};
 pub use held::hold_fields;
 pub use module::{ModuleId, module_of};
 pub use payload::{Dump, PlainString, append_restore_payload, parse_dump, plain_string, restore_payload_len};
+pub use rebuild::{NotRebuilt, rebuild};
+pub use recode::{NotRecoded, append_length, append_string, recode};
+pub use record::{RecordHead, value_start};

@@ -150,6 +150,19 @@ impl fmt::Display for SlotRanges {
     }
 }
 
+impl serde::Serialize for SlotRanges {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SlotRanges {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl FromIterator<u16> for SlotRanges {
     fn from_iter<I: IntoIterator<Item = u16>>(slots: I) -> Self {
         let mut set = Self::default();

@@ -23,6 +23,7 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+mod view;
 mod writer;
 
 use std::fmt;
@@ -39,6 +40,7 @@ pub use reader::SpoolReader;
 pub use recover::{Recovered, recover};
 use segment::SegmentReader;
 use state::State;
+pub use view::SpoolView;
 pub use writer::SpoolWriter;
 
 /// Bytes of one block: one record on disk, one hand-over to the applier.
@@ -116,7 +118,8 @@ pub struct Block {
 }
 
 /// Where a replication history starts: `PSYNC` names it by these two.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Origin {
     pub replication_id: String,
     /// Offset of the byte before the first stream byte.
@@ -147,7 +150,7 @@ pub enum Next {
 }
 
 /// Why a spool takes no more bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Full {
     /// `limits.disk` is reached.
     Limit,
@@ -185,6 +188,21 @@ pub fn spool(limits: SpoolLimits) -> (SpoolWriter, SpoolReader) {
     remove(&limits.folder);
     let folder = Folder::new(folder::own(&limits.folder), false);
     open(limits, folder, State::default())
+}
+
+/// A spool in the middle of a history whose writer can begin there, and whose RDB has not ended: `position`
+/// is the first that will be appended. What other runs left in the folder is removed.
+pub fn spool_from(
+    limits: SpoolLimits,
+    (history, origin): (u64, Origin),
+    position: u64,
+) -> (SpoolWriter, SpoolReader) {
+    remove(&limits.folder);
+    let folder = Folder::new(folder::own(&limits.folder), false);
+    let mut state = State::default();
+    state.begin(history, origin, true);
+    (state.applied, state.read) = (position, position);
+    open(limits, folder, state)
 }
 
 /// Removes what earlier runs left in a shard's folder, when it cannot be of use any more.

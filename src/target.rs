@@ -3,8 +3,10 @@
 
 pub mod chain;
 pub mod fence;
+pub mod file;
 pub mod keys;
 pub mod lane;
+pub mod pace;
 pub mod recovery;
 pub mod scan;
 pub mod wipe;

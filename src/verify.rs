@@ -10,6 +10,8 @@
 //! types by DUMP (equal bytes are equal values, others are decoded and compared by content), huge
 //! values in chunks. Expiries may be a second apart. A key about to expire, or one that did, is no
 //! difference while it is gone on one side only. Keys of our own (`redis-migration:`) are invisible.
+//! What the target cannot hold by its version (streams, expiries of hash fields) is no difference
+//! either: streams that are missing there are counted apart.
 //!
 //! # Commands used
 //!
@@ -21,7 +23,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -29,30 +31,35 @@ use tokio::task::JoinSet;
 
 use crate::connection::{Address, ConnectionError};
 use crate::resp::{Next, ReplyVerdict};
+use crate::transform::script::Script;
 
 mod chunks;
 mod context;
 mod expiry;
 mod extra;
-mod frame;
+pub(crate) mod frame;
 mod judge;
-mod keys;
+pub(crate) mod keys;
 mod ledger;
 mod look;
 mod payload;
 mod questions;
 mod scan;
+mod scripted;
 mod side;
 mod values;
-mod wire;
+pub(crate) mod wire;
 
 use context::Context;
 use extra::Pass;
 use frame::FrameError;
 use look::Findings;
+use side::Side;
 pub use side::{Deployment, NodeShare};
 pub use wire::WireError;
 
+/// What the keys that differ may take to be remembered.
+const DIFFERING_BYTES: usize = 16 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Batches of keys that may wait between the scan and the comparison of values.
 const HARD_BATCHES: usize = 4;
@@ -63,6 +70,9 @@ pub type Settle = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 /// True for the keys that the migration copies; the number is the source's database.
 pub type KeyFilter = Arc<dyn Fn(u64, &[u8]) -> bool + Send + Sync>;
 
+/// True for the databases of the source that the migration copies.
+pub type DatabaseChoice = Arc<dyn Fn(u64) -> bool + Send + Sync>;
+
 /// What is compared, and how.
 #[derive(Clone)]
 pub struct VerifyInput {
@@ -70,8 +80,13 @@ pub struct VerifyInput {
     pub target: Deployment,
     /// Source database → target database; those not named keep their number.
     pub databases: BTreeMap<u64, u64>,
-    /// `None`: every key.
+    /// Databases of the source that the migration copies; `None`: all.
+    pub copied: Option<DatabaseChoice>,
+    /// `None`: every key of these.
     pub include: Option<KeyFilter>,
+    /// What names and drops keys on the way: only those that it leaves alone are compared, and keys that only the
+    /// target has are not looked for.
+    pub script: Option<Script>,
     pub mode: VerifyMode,
     /// Looks at least once, also for 0.
     pub rounds: u32,
@@ -128,8 +143,15 @@ pub struct VerifyReport {
     /// looked at with care. Not zero: the sides are far apart, the counts above are too low.
     pub unchecked: u64,
     pub samples: Vec<Difference>,
+    /// Keys of the source that the script changes or drops, which are not compared.
+    pub not_compared: u64,
     /// Keys whose expiry the target holds, as it does until the migration is complete; no differences.
     pub held: u64,
+    /// Keys that the target cannot hold, by its version: not compared.
+    pub unsupported: u64,
+    pub differing: Differing,
+    /// What the last look at every key took, without the careful looks at some of them.
+    pub took: Duration,
 }
 
 impl VerifyReport {
@@ -148,6 +170,23 @@ pub struct Difference {
     pub kind: DifferenceKind,
     /// What differs, in few words; never a value.
     pub detail: String,
+}
+
+/// Keys for who can repair them: by the source's database, no more than fit into some memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differing {
+    pub keys: Vec<(u64, Vec<u8>, DifferenceKind)>,
+    bytes: usize,
+}
+
+impl Differing {
+    fn push(&mut self, db: u64, key: &[u8], kind: DifferenceKind) {
+        let bytes = self.bytes + key.len() + size_of::<(u64, Vec<u8>, DifferenceKind)>();
+        if bytes <= DIFFERING_BYTES {
+            self.bytes = bytes;
+            self.keys.push((db, key.to_vec(), kind));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +215,8 @@ pub enum VerifyError {
     NoOwner { key: String },
     #[error("a side without nodes cannot be compared")]
     NoNode,
+    #[error("spec.filter.lua: {0}")]
+    Script(#[from] crate::transform::script::ScriptError),
     #[error("verification stopped")]
     Stopped,
     #[error("a part of the verification broke down: {0}")]
@@ -192,7 +233,7 @@ impl VerifyError {
                 matches!(ReplyVerdict::of(text.as_bytes()).next(), Next::Reroute | Next::RetryLater)
             }
             Self::Unexpected { .. } | Self::NoOwner { .. } | Self::NoNode => false,
-            Self::Stopped | Self::Task(_) => false,
+            Self::Stopped | Self::Task(_) | Self::Script(_) => false,
         }
     }
 
@@ -207,6 +248,12 @@ impl VerifyError {
     fn garbled(address: &Address, fault: FrameError) -> Self {
         Self::Wire(WireError::Garbled { address: address.clone(), fault })
     }
+}
+
+/// Keys that there are now, those that are not compared included.
+pub async fn count_keys(deployment: Deployment) -> Result<u64, VerifyError> {
+    let counts = context::key_counts(&Arc::new(Side::new(deployment))).await?;
+    Ok(counts.into_values().sum())
 }
 
 /// Compares, round by round, until nothing differs or the rounds are used up. `stop` turning true
@@ -230,9 +277,10 @@ async fn rounds(
     let rounds = input.rounds.max(1);
     let context = Arc::new(Context::prepare(input, progress).await?);
     let mut findings = Findings::default();
-    let mut unchecked = 0;
+    let (mut unchecked, mut unsupported) = (0, 0);
     let mut ran = 0;
     let mut rescan = true;
+    let mut took = Duration::ZERO;
     for round in 1..=rounds {
         ran = round;
         context.begin_round(round);
@@ -240,13 +288,18 @@ async fn rounds(
             if round > 1 {
                 (context.settle)().await;
             }
+            let began = Instant::now();
             first_sight(&context).await?;
+            took = began.elapsed();
+            unsupported = 0;
         }
         let suspects = context.take_suspects();
         unchecked = suspects.dropped();
         rescan = unchecked > 0;
         let mut next = context.no_suspects();
         findings = look::look(&context, suspects.into_lists(), &mut next).await?;
+        // Not looked at again.
+        unsupported += findings.unsupported;
         if next.len() == 0 && !rescan {
             break;
         }
@@ -263,7 +316,11 @@ async fn rounds(
         unsettled_keys: findings.unsettled_keys,
         unchecked,
         samples: findings.samples,
+        not_compared: context.not_compared(),
         held: context.held(),
+        unsupported,
+        differing: findings.differing,
+        took,
     })
 }
 
@@ -286,7 +343,9 @@ async fn first_sight(context: &Arc<Context>) -> Result<(), VerifyError> {
             Ok::<(), VerifyError>(())
         });
     }
-    for node in 0..context.target.nodes() {
+    // What the target calls the keys that a script has named is not known.
+    let target_nodes = if context.script.is_none() { context.target.nodes() } else { 0 };
+    for node in 0..target_nodes {
         let context = Arc::clone(context);
         tasks.spawn(async move {
             for group in 0..context.groups.len() {
@@ -299,7 +358,7 @@ async fn first_sight(context: &Arc<Context>) -> Result<(), VerifyError> {
     let mut tasks = JoinSet::new();
     for (index, group) in context.groups.iter().enumerate() {
         if !group.ledger.is_balanced() {
-            for node in 0..context.target.nodes() {
+            for node in 0..target_nodes {
                 tasks.spawn(extra::pass(Arc::clone(context), node, index, Pass::Ask));
             }
         }

@@ -27,6 +27,14 @@ impl ServerVersion {
             Flavor::Valkey => (major, minor) <= (7, 2),
         }
     }
+
+    /// Fields of a hash can expire.
+    pub fn has_field_expiry(&self) -> bool {
+        match self.flavor {
+            Flavor::Redis => self.has_redis(7, 4),
+            Flavor::Valkey => self.major >= 9,
+        }
+    }
 }
 
 impl fmt::Display for ServerVersion {

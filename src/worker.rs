@@ -6,7 +6,9 @@
 
 mod applier;
 mod direct;
+pub mod export;
 mod keeper;
+pub mod link;
 #[cfg(test)]
 mod live_tests;
 mod mending;
@@ -19,8 +21,10 @@ mod route;
 mod snapshot;
 mod stream;
 mod takeover;
+pub mod turn;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,17 +37,24 @@ use crate::connection::{Address, Dialer};
 use crate::rdb::RdbError;
 use crate::resp::frame::FrameError;
 use crate::slot::SlotRanges;
-use crate::source::replication::{Acknowledged, Replication, ReplicationError};
-use crate::source::watch::SourceShard;
-use crate::spool::{Origin, SpoolError, SpoolLimits};
+use crate::source::file::FileFeedError;
+use crate::source::replication::{Acknowledged, ReplicationError};
+use crate::source::scan::{ScanError, Undo};
+use crate::spool::{SpoolError, SpoolLimits};
 use crate::target::lane::LaneLimits;
 use crate::topology::SlotMap;
+use crate::transform::Transform;
+use crate::transform::script::Script;
 use crate::version::ServerVersion;
 
 use applier::Applier;
-pub use progress::{Following, Numbers, ShardPhase, ShardProgress};
+pub use link::{Feed, Upstream};
+use link::{Link, Resumed, Scanning};
+pub use progress::{Following, Numbers, Order, ShardPhase, ShardProgress};
+pub use repair::Refusal;
 use route::Router;
-use takeover::{open_spool, take_over};
+use takeover::{Taken, open_spool, take_over};
+use turn::{Turn, Turns};
 
 /// Where a shard stopped, so that another run can go on from there.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -86,26 +97,24 @@ pub struct WorkerSetup {
     /// after a failover of the source, whether an earlier run is remembered or not. "0" without a cluster,
     /// else the lowest slot that the shard serves.
     pub lineage: String,
+    /// Of the migration's other shards.
+    pub siblings: Vec<String>,
     /// Keeps in the target what it takes so that nothing is applied twice or lost.
     pub exactly_once: bool,
     /// Safe in a key or file name, and different for each shard.
     pub file_name: String,
-    /// Where to begin to read.
-    pub source: Address,
-    /// Where the shard is after a failover; `None`: always at `source`.
-    pub source_shard: Option<SourceShard>,
-    /// Read from a replica where one is fit.
-    pub prefer_replica: bool,
-    pub source_dialer: Dialer,
-    pub psync_command: String,
-    pub allow_full_resync: bool,
+    pub feed: Feed,
     /// Commands of the source that the table does not know.
     pub dynamic: Arc<DynamicTable>,
     pub target: TargetShape,
     pub target_dialer: Dialer,
     pub target_version: ServerVersion,
+    /// Keys of other databases than the target has are refused; `None`: that was seen to, or is not known.
+    pub target_databases: Option<u64>,
     pub existing_keys: ExistingKeys,
     pub database_map: BTreeMap<u64, u64>,
+    /// What is left out; `None`: nothing.
+    pub transform: Option<Arc<Transform>>,
     /// No other worker writes to this target.
     pub sole_source: bool,
     /// The slots that an earlier run followed this shard for, or else that it serves at the source; `None`: all,
@@ -114,6 +123,8 @@ pub struct WorkerSetup {
     /// The slots that it served when this run began.
     pub serves: Option<SlotRanges>,
     pub lane: LaneLimits,
+    /// When a full sync may begin.
+    pub turns: Turns,
     pub max_restore_bytes: u64,
     pub spool: SpoolSetup,
     pub max_quarantined: u64,
@@ -137,7 +148,20 @@ pub struct SpoolSetup {
     pub lasts: bool,
 }
 
+/// A source that is asked for its data is asked no further ahead of the target than this.
+const AHEAD: u64 = 8 << 20;
+
 impl SpoolSetup {
+    /// A file is the log itself, and a scan waits without harm to its source: what is lost can be read again. Only
+    /// a master that sends must never be kept waiting.
+    #[must_use]
+    pub fn of(self, feed: &Feed) -> Self {
+        match feed {
+            Feed::Replication(_) => self,
+            Feed::File(_) | Feed::Scan(..) => Self { memory: AHEAD.min(self.memory), disk: 0, ..self },
+        }
+    }
+
     fn limits(&self, file_name: &str) -> SpoolLimits {
         let Self { memory, disk, retain, ref folder, lasts: _ } = *self;
         SpoolLimits { memory, disk, retain, folder: folder.join(file_name) }
@@ -149,7 +173,13 @@ pub enum WorkerError {
     #[error(transparent)]
     Source(#[from] ReplicationError),
     #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    File(#[from] FileFeedError),
+    #[error(transparent)]
     Spool(#[from] SpoolError),
+    #[error("{shard}: the RDB ends at byte {position} in the middle of a key: it is truncated")]
+    Truncated { shard: String, position: u64 },
     #[error("{shard}: the RDB is damaged or of an unknown kind: {source}")]
     Rdb { shard: String, source: RdbError },
     #[error(
@@ -178,6 +208,15 @@ pub enum WorkerError {
     /// The target's user lacks a permission.
     #[error("{0}")]
     Denied(String),
+    /// Told by a worker in another process.
+    #[error("{message}")]
+    Told {
+        /// One of `api::conditions::reason`.
+        reason: &'static str,
+        message: String,
+        /// Another full sync may do.
+        resync: bool,
+    },
     #[error(
         "{shard}: {count} commands were refused by the target, more than failurePolicy.maxQuarantined allows; the last: {last}"
     )]
@@ -189,9 +228,13 @@ impl WorkerError {
     pub fn calls_for_resync(&self) -> bool {
         match self {
             Self::Rdb { .. } | Self::Checksum { .. } | Self::SnapshotEnd { .. } | Self::Stream { .. } => true,
+            Self::Truncated { .. } => true,
             Self::LostState { .. } | Self::Overtaken { .. } => true,
             Self::Spool(error) => matches!(error, SpoolError::Corrupt { .. } | SpoolError::Gone { .. }),
+            Self::Told { resync, .. } => *resync,
             Self::Source(_)
+            | Self::Scan(_)
+            | Self::File(_)
             | Self::KeyExists { .. }
             | Self::Target(_)
             | Self::Denied(_)
@@ -206,11 +249,15 @@ impl WorkerError {
         match self {
             Self::Source(ReplicationError::Spool(_) | ReplicationError::FullResyncForbidden { .. }) => false,
             Self::Source(_) | Self::Target(_) | Self::Denied(_) | Self::TooManyRefused { .. } => true,
+            Self::Scan(_) => false,
             // A key that was the target's own must not pass for one of ours.
             Self::KeyExists { .. } => false,
             Self::Fenced(_) | Self::FellBack { .. } => false,
+            // A file is there to be read again.
+            Self::File(_) | Self::Truncated { .. } => false,
             Self::Spool(_) | Self::Rdb { .. } | Self::Checksum { .. } | Self::SnapshotEnd { .. } => false,
             Self::Stream { .. } | Self::LostState { .. } | Self::Overtaken { .. } => false,
+            Self::Told { .. } => false,
         }
     }
 
@@ -248,43 +295,59 @@ pub async fn run(
         TargetShape::Standalone(_) | TargetShape::Watched(_) => Router::Single,
         TargetShape::Cluster(map) => Router::Slots(map.clone()),
     };
-    let taken = match take_over(&mut setup, &router, &progress, &mut drain).await {
+    let mut taken = match take_over(&mut setup, &router, &progress, &mut drain).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return Ok(Stopped { checkpoint: setup.resume, ..Stopped::default() }),
         Err(error) => {
             return Err(Failed { error, left: Stopped { checkpoint: setup.resume, ..Stopped::default() } });
         }
     };
+    forget_scan(&mut setup, &mut taken);
     // Not before: another process may still write there.
     let (writer, reader, left) = open_spool(&setup, &taken).await;
-    let (acknowledge, acknowledged) = watch::channel(Acknowledged::default());
-    let link = Replication {
-        dialer: setup.source_dialer.clone(),
-        address: setup.source.clone(),
-        shard: setup.source_shard.clone(),
-        prefer_replica: setup.prefer_replica,
-        psync_command: setup.psync_command.clone(),
-        resume: setup.resume.as_ref().map(|checkpoint| Origin {
-            replication_id: checkpoint.replication_id.clone(),
-            offset: checkpoint.offset,
-        }),
-        spooled: left.as_ref().map(|left| (left.origin.clone(), left.stream_at)),
-        allow_full_resync: setup.allow_full_resync,
-        restarted: setup.restarted,
-        acknowledged,
-        state: progress.link.clone(),
+    progress.look_at(reader.view());
+    let turn = if let (None, None, Some(upstream)) = (&setup.resume, &left, setup.feed.upstream()) {
+        let tell = |why: &str| progress.numbers.send_modify(|numbers| numbers.waiting = why.to_owned());
+        tokio::select! {
+            turn = setup.turns.begin(&upstream.dialer, &upstream.address, tell) => Some(turn),
+            Ok(_) = drain.wait_for(|asked| *asked) => return Ok(Stopped::default()),
+        }
+    } else {
+        None
     };
+    let (acknowledge, acknowledged) = watch::channel(Acknowledged::default());
+    let source = setup.feed.upstream().map(|upstream| upstream.dialer.clone());
+    let scan = Scanning { progress: Arc::clone(&progress.scan), undo: Undo::default() };
+    let undo = scan.undo.clone();
+    let resumed =
+        Resumed { from: setup.resume.as_ref(), left: left.as_ref(), restarted: setup.restarted, scan };
+    let link = Link::new(setup.feed.clone(), resumed, acknowledged, progress.link.clone());
     let keeps = setup.spool.lasts;
+    let runner = setup.transform.as_ref().and_then(|transform| transform.script.as_ref()).map(Script::runner);
+    let runner = match runner.transpose() {
+        Ok(runner) => runner,
+        // It ran when the spec was read.
+        Err(error) => {
+            let error = WorkerError::Target(format!("spec.filter.lua: {error}"));
+            return Err(Failed { error, left: Stopped { checkpoint: setup.resume, ..Stopped::default() } });
+        }
+    };
     let mut applier = Applier::new(setup, router, reader, acknowledge, Arc::clone(&progress), taken.keeper);
+    applier.follow_script(runner);
     if let Some(left) = left {
         progress.link.send_modify(|link| link.snapshot_bytes = left.snapshot_bytes());
         applier.take_up(left);
     }
+    let numbers = progress.numbers.subscribe();
     // The link ends when the applier does, and the other way round.
     let result = tokio::select! {
-        error = link.run(writer) => Err(WorkerError::from(error)),
+        never = until_synced(turn, numbers) => match never {},
+        error = link.run(writer) => Err(error),
         stopped = applier.run(drain) => stopped,
     };
+    if let Some(source) = source {
+        undo.restore(&source).await;
+    }
     let keeps = keeps && result.as_ref().err().is_none_or(WorkerError::leaves_spool);
     let spooled = keeps && applier.leave_spool().await;
     let result = match result {
@@ -295,4 +358,20 @@ pub async fn run(
     };
     progress.numbers.send_modify(|numbers| numbers.stopped = true);
     result
+}
+
+/// A scan cannot be gone on with: nobody remembers what its keys were like.
+fn forget_scan(setup: &mut WorkerSetup, taken: &mut Taken) {
+    if matches!(setup.feed, Feed::Scan(..)) {
+        setup.own_keys |= taken.loading.take().is_some();
+        setup.restarted |= setup.resume.take().is_some();
+    }
+}
+
+/// Gives the turn back when the full sync is over.
+async fn until_synced(turn: Option<Turn>, mut numbers: watch::Receiver<Numbers>) -> Infallible {
+    // An error: nobody is left to tell.
+    let _ = numbers.wait_for(|numbers| numbers.phase == ShardPhase::IncrementalSync).await;
+    drop(turn);
+    std::future::pending().await
 }

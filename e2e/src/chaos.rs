@@ -29,6 +29,8 @@ use deployment::{Deployment, Side};
 
 /// Long enough for two busy cores; what takes this long is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For what gets on all the while, but slowly: commands over several slots of a target take round trips.
+const MOST_PATIENCE: Duration = Duration::from_secs(240);
 
 /// The servers, kept from run to run.
 pub struct Arena {

@@ -76,6 +76,29 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Another master, which serves this slot; nobody may have keys in it.
+    pub fn join(&mut self, options: Options, slot: u16) -> Result<()> {
+        let node = options.before("cluster-enabled", "yes").before("cluster-node-timeout", "5000").start()?;
+        let first = self.nodes.first().context("no node")?.port.to_string();
+        let mut conn = node.conn()?;
+        conn.run(args!["CLUSTER", "SET-CONFIG-EPOCH", "1000"])?;
+        conn.run(args!["CLUSTER", "MEET", "127.0.0.1", first])?;
+        let id = conn.text(args!["CLUSTER", "MYID"])?;
+        wait_until("a node that all know", READY, || {
+            let knows = |node: &Server| {
+                Ok::<_, anyhow::Error>(node.conn()?.text(args!["CLUSTER", "NODES"])?.contains(&id))
+            };
+            let knows: Vec<bool> = self.nodes.iter().map(knows).collect::<Result<_>>()?;
+            Ok(knows.into_iter().all(|knows| knows).then_some(()))
+        })?;
+        self.nodes.insert(self.masters, node);
+        self.masters += 1;
+        for node in self.nodes.iter().take(self.masters).rev() {
+            node.conn()?.run(args!["CLUSTER", "SETSLOT", slot.to_string(), "NODE", id])?;
+        }
+        self.wait_ready()
+    }
+
     pub fn version(&self) -> Option<Version> {
         self.nodes.first().map(|node| node.version)
     }

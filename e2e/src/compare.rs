@@ -25,6 +25,9 @@ pub struct Rules {
     pub database_map: BTreeMap<u32, u32>,
     /// Keys of the source that are not to arrive.
     pub ignore: fn(&[u8]) -> bool,
+    /// What the target's version cannot hold (streams, functions, expiries of hash fields) is left out and counted;
+    /// without it, that it lacks them is a difference.
+    pub as_the_target_can: bool,
     /// The target may hold expiries, as it does until the migration is complete: they lie 2^52 ms later (of
     /// hash fields, 2^45 ms).
     pub held: bool,
@@ -37,6 +40,7 @@ impl Default for Rules {
             entries_read: false,
             database_map: BTreeMap::new(),
             ignore: |_| false,
+            as_the_target_can: false,
             held: true,
         }
     }
@@ -68,6 +72,16 @@ pub struct Report {
     /// Keys of the source, functions included.
     pub keys: usize,
     pub differences: Vec<Difference>,
+    pub lost: Lost,
+}
+
+/// What the source has and the target cannot hold.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    pub streams: usize,
+    pub functions: usize,
+    /// Hashes with fields that expire.
+    pub field_expiries: usize,
 }
 
 impl fmt::Display for Report {
@@ -87,7 +101,26 @@ pub fn compare(source: &Endpoint, target: &Endpoint) -> Result<Report> {
 /// Both sides should be at rest: a key that changes in between looks different.
 pub fn compare_with(source: &Endpoint, target: &Endpoint, rules: &Rules) -> Result<Report> {
     let mut source = Snapshot::read(&mut Client::open(source)?)?;
-    let mut target = Snapshot::read(&mut Client::open(target)?)?;
+    let mut client = Client::open(target)?;
+    let mut target = Snapshot::read(&mut client)?;
+    let mut lost = Lost::default();
+    if rules.as_the_target_can {
+        let version = client.version;
+        source.entries.retain(|(database, _), entry| {
+            let function = *database == u32::MAX;
+            if function && !version.has(7, 0) {
+                lost.functions += 1;
+            } else if entry.kind == "stream" && !version.has(5, 0) {
+                lost.streams += 1;
+            } else {
+                if !version.has_field_expiry() && entry.forget_field_expiries() {
+                    lost.field_expiries += 1;
+                }
+                return true;
+            }
+            false
+        });
+    }
     if rules.held {
         target.entries.values_mut().for_each(Entry::tell_true_times);
     }
@@ -97,7 +130,7 @@ pub fn compare_with(source: &Endpoint, target: &Endpoint, rules: &Rules) -> Resu
         source.entries = entries.into_iter().map(|((db, key), entry)| ((map(db), key), entry)).collect();
     }
     source.entries.retain(|(_, key), _| !(rules.ignore)(key));
-    Ok(differences(&source, &target, rules))
+    Ok(Report { lost, ..differences(&source, &target, rules) })
 }
 
 /// Compares until both are equal; the error holds the last differences.
@@ -152,7 +185,7 @@ fn differences(source: &Snapshot, target: &Snapshot, rules: &Rules) -> Report {
             report(*database, key, format!("extra ({})", right.kind));
         }
     }
-    Report { keys: source.entries.len(), differences: found }
+    Report { keys: source.entries.len(), differences: found, lost: Lost::default() }
 }
 
 fn difference(left: &Entry, right: &Entry, rules: &Rules, tolerance: i64) -> Option<String> {

@@ -8,6 +8,7 @@ mod kubelet;
 mod process;
 mod programs;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -159,6 +160,22 @@ impl ControlPlane {
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
         let answer = self.api.post(&path, &request)?.expect(&[201])?;
         Ok(answer["status"]["token"].as_str().context("no token in the answer")?.to_owned())
+    }
+
+    /// Requests so far that are about migrations, by verb, resource and answer, as the API server counts them.
+    pub fn requests(&self) -> Result<BTreeMap<String, f64>> {
+        let text = self.api().get("/metrics")?.text;
+        let ours = ["redismigrations", "leases", "events", "secrets"]
+            .map(|resource| format!("resource=\"{resource}\""));
+        let lines = text.lines().filter(|line| {
+            line.starts_with("apiserver_request_total{")
+                && ours.iter().any(|resource| line.contains(resource))
+        });
+        let counted = lines.filter_map(|line| {
+            let (kind, count) = line.rsplit_once(' ')?;
+            Some((kind.to_owned(), count.parse().ok()?))
+        });
+        Ok(counted.collect())
     }
 
     /// Ends a process at once, as a crash would.

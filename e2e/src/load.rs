@@ -37,6 +37,8 @@ pub struct Load {
     pub renewals: bool,
     /// Keys start with this.
     pub prefix: String,
+    /// Names of commands that are left out; one that ends with `*` stands for all that begin so.
+    pub without: &'static [&'static str],
 }
 
 impl Default for Load {
@@ -51,6 +53,7 @@ impl Default for Load {
             additive: 0,
             renewals: false,
             prefix: "load".into(),
+            without: &[],
         }
     }
 }
@@ -231,6 +234,7 @@ impl<'a> Rounds<'a> {
             one_slot: load.one_slot,
             tags: load.tags.max(2),
             prefix: load.prefix.clone(),
+            without: load.without,
             tag: 0,
             batch: Batch::default(),
             serial: 0,
@@ -289,6 +293,7 @@ pub(crate) struct Step {
     one_slot: bool,
     tags: u32,
     prefix: String,
+    without: &'static [&'static str],
     tag: u32,
     batch: Batch,
     serial: u64,
@@ -331,7 +336,14 @@ impl Step {
     }
 
     fn add(&mut self, words: &[&[u8]]) {
-        self.batch.add(words);
+        let name = words.first().copied().unwrap_or_default();
+        let is = |left_out: &&str| match left_out.strip_suffix('*') {
+            Some(start) => name.starts_with(start.as_bytes()),
+            None => name == left_out.as_bytes(),
+        };
+        if !self.without.iter().any(is) {
+            self.batch.add(words);
+        }
     }
 
     fn move_into(&mut self, batch: Option<&mut Batch>) {

@@ -27,14 +27,29 @@ impl Operator {
         Self::start_with(plane, namespace, identity, &[])
     }
 
+    /// Looks after `namespace`, and is at home elsewhere, as if installed there.
+    pub fn start_from(plane: &ControlPlane, home: &str, namespace: &str, identity: &str) -> Result<Self> {
+        Self::launch(plane, home, namespace, identity, &[])
+    }
+
     pub fn start_with(
         plane: &ControlPlane,
         namespace: &str,
         identity: &str,
         further: &[&str],
     ) -> Result<Self> {
+        Self::launch(plane, namespace, namespace, identity, further)
+    }
+
+    fn launch(
+        plane: &ControlPlane,
+        home: &str,
+        namespace: &str,
+        identity: &str,
+        further: &[&str],
+    ) -> Result<Self> {
         let mut child = Command::new(binary()?)
-            .args(["operator", "--namespaces", namespace, "--namespace", namespace])
+            .args(["operator", "--namespaces", namespace, "--namespace", home])
             .args(["--identity", identity, "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(further)
             .env("KUBECONFIG", plane.kubeconfig())
@@ -78,6 +93,21 @@ impl Operator {
         socket.read_to_string(&mut answer)?;
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         Ok((answer.starts_with("HTTP/1.1 200"), body.to_owned()))
+    }
+
+    /// One number of `/metrics`; `None`: there is none of that name.
+    pub fn metric(&self, name: &str) -> Result<Option<f64>> {
+        let metrics = self.get("/metrics")?.1;
+        let line = metrics.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+        Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
+    }
+
+    /// Waits until it knows of so many replicas, itself included.
+    pub fn wait_replicas(&self, count: u32, timeout: Duration) -> Result<()> {
+        wait_until(&format!("{} knowing {count} replicas", self.identity), timeout, || {
+            let known = self.metric("redis_migration_operator_replicas")?;
+            Ok((known == Some(f64::from(count))).then_some(()))
+        })
     }
 
     /// SIGKILL.
@@ -225,7 +255,24 @@ impl<'a> Migration<'a> {
             let owners = lease["metadata"]["ownerReferences"].as_array();
             owners.is_some_and(|owners| owners.iter().any(|owner| owner["name"] == self.name.as_str()))
         };
-        Ok(list.iter().find(ours).cloned())
+        let whole = |lease: &&Value| lease["metadata"]["labels"]["redis-migration.io/lease"] == "migration";
+        Ok(list.iter().filter(ours).find(whole).cloned())
+    }
+
+    /// How many Leases there are about it, those of its shards included.
+    pub fn leases_left(&self) -> Result<usize> {
+        let owned = |lease: &&Value| {
+            let owners = lease["metadata"]["ownerReferences"].as_array();
+            owners.is_some_and(|owners| owners.iter().any(|owner| owner["name"] == self.name.as_str()))
+        };
+        Ok(self.leases()?.iter().filter(owned).count())
+    }
+
+    /// Who works on each shard, by the shard's id.
+    pub fn workers(status: &Value) -> std::collections::BTreeMap<String, String> {
+        let text = |shard: &Value, field: &str| shard[field].as_str().unwrap_or_default().to_owned();
+        let shards = status["shards"].as_array().cloned().unwrap_or_default();
+        shards.iter().map(|shard| (text(shard, "id"), text(shard, "worker"))).collect()
     }
 
     fn leases(&self) -> Result<Vec<Value>> {

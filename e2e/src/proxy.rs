@@ -35,6 +35,13 @@ struct Shared {
     changed: Condvar,
     links: Mutex<Vec<Arc<Link>>>,
     forwarded: AtomicU64,
+    awaited: Mutex<Option<Awaited>>,
+}
+
+/// Bytes on their way up, and what is done before they go on.
+struct Awaited {
+    bytes: Vec<u8>,
+    act: Box<dyn FnOnce() + Send>,
 }
 
 #[derive(Default)]
@@ -58,6 +65,7 @@ impl Proxy {
             changed: Condvar::new(),
             links: Mutex::default(),
             forwarded: AtomicU64::new(0),
+            awaited: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -115,6 +123,12 @@ impl Proxy {
         }
     }
 
+    /// Once `bytes`, sent in one piece, are on their way up, `act` is done before they go on.
+    pub fn before(&self, bytes: &[u8], act: impl FnOnce() + Send + 'static) {
+        let awaited = Awaited { bytes: bytes.to_vec(), act: Box::new(act) };
+        *self.shared.awaited.lock().unwrap_or_else(PoisonError::into_inner) = Some(awaited);
+    }
+
     /// New connections are closed at once while this holds.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, SeqCst);
@@ -147,6 +161,17 @@ impl Shared {
     fn set(&self, change: impl FnOnce(&mut Control)) {
         change(&mut self.control.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
+    }
+
+    fn look_out(&self, sent: &[u8]) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let here =
+            |awaited: &mut Awaited| sent.windows(awaited.bytes.len()).any(|part| part == awaited.bytes);
+        let found = awaited.take_if(here);
+        drop(awaited);
+        if let Some(Awaited { act, .. }) = found {
+            act();
+        }
     }
 
     fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {

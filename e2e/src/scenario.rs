@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::client::{array, bytes};
 use crate::compare::{Report, Rules, wait_equal_with};
 use crate::load::{Load, Writer};
 use crate::tool::Finished;
-use crate::{Endpoint, Manifest, Tool};
+use crate::{Endpoint, Manifest, Server, Tool, args, wait_until};
 
 /// Long enough for two busy cores; what takes this long is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,4 +80,28 @@ fn nothing_quarantined(status: &Value) -> Result<()> {
     let quarantine = &status["quarantine"];
     ensure!(quarantine["commands"].as_i64().unwrap_or(0) == 0, "quarantined: {quarantine}");
     Ok(())
+}
+
+/// The place in the RDB from which another run would go on, of the records on the target's nodes the one that
+/// is least far; `None`: not all nodes have one in an RDB.
+pub fn noted(nodes: &[Server]) -> Result<Option<u64>> {
+    let mut least = None;
+    for node in nodes {
+        let mut conn = node.conn()?;
+        let keys = array(&conn.run(args!["KEYS", "redis-migration:*:at"])?);
+        let [key] = &keys[..] else { return Ok(None) };
+        let record = conn.text(args!["GET", bytes(key)])?;
+        let position = record.split_once(" snapshot ").and_then(|(_, rest)| rest.split(' ').next());
+        let Some(position) = position else { return Ok(None) };
+        let position: u64 = position.parse()?;
+        least = Some(least.map_or(position, |least: u64| least.min(position)));
+    }
+    Ok(least)
+}
+
+/// Waits until a run would not begin the RDB anew if it were killed.
+pub fn wait_noted(nodes: &[Server], position: u64) -> Result<()> {
+    wait_until("a record in the middle of the RDB", PATIENCE, || {
+        Ok(noted(nodes)?.is_some_and(|noted| noted > position).then_some(()))
+    })
 }

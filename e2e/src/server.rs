@@ -162,6 +162,14 @@ impl Server {
         Conn::open(&self.address(), self.endpoint().auth.as_ref())
     }
 
+    /// What the server itself counted: full and partial resynchronizations granted.
+    pub fn syncs(&self) -> Result<(i64, i64)> {
+        let mut conn = self.conn()?;
+        let mut count =
+            |field| Ok::<i64, anyhow::Error>(conn.info("stats", field)?.unwrap_or_default().parse()?);
+        Ok((count("sync_full")?, count("sync_partial_ok")?))
+    }
+
     pub fn client(&self) -> Result<Client> {
         Client::open(&self.endpoint())
     }

@@ -115,9 +115,11 @@ impl Manifest {
 /// The path of a field that names a secret, and the key in it.
 pub type SecretField = (String, String);
 
-/// Secrets by name and key. `Debug` shows names only.
+/// Secrets, and ConfigMaps, by name and key. `Debug` shows names of secrets only.
 #[derive(Clone, Default)]
 pub struct SecretStore {
+    /// ConfigMap → key → text.
+    configs: BTreeMap<String, BTreeMap<String, String>>,
     documents: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// Read from elsewhere, by the field that names it; `None`: this store knows no such place.
     elsewhere: Option<BTreeMap<SecretField, Secret>>,
@@ -129,6 +131,28 @@ impl SecretStore {
     /// For a migration in Kubernetes. What is not in `found` does not exist there.
     pub fn elsewhere(found: BTreeMap<SecretField, Secret>) -> Self {
         Self { elsewhere: Some(found), ..Self::default() }
+    }
+
+    /// The secrets are somebody else's, who may not be who runs this process.
+    pub fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// The same with these ConfigMaps.
+    pub fn with_configs(self, configs: BTreeMap<String, BTreeMap<String, String>>) -> Self {
+        Self { configs, ..self }
+    }
+
+    pub fn config(&self, name: &str, key: &str) -> Option<String> {
+        self.configs.get(name)?.get(key).cloned()
+    }
+
+    /// Where a ConfigMap that was not found may be put.
+    pub fn allowed_config(&self) -> &'static str {
+        match self.elsewhere {
+            Some(_) => "a ConfigMap of the same namespace",
+            None => "a ConfigMap document in the file",
+        }
     }
 
     /// Where a secret that was not found may be put.
@@ -209,6 +233,8 @@ struct SecretDocument {
 struct Documents {
     migrations: Vec<Node>,
     secrets: Vec<SecretDocument>,
+    /// Namespace, name and data of ConfigMaps.
+    configs: Vec<(Option<String>, String, BTreeMap<String, String>)>,
     problems: Vec<Problem>,
 }
 
@@ -219,8 +245,7 @@ impl Documents {
         match (api_version.as_str(), kind.as_str()) {
             (API_VERSION, "RedisMigration") => self.migrations.push(document),
             ("v1", "Secret") => self.add_secret(&document),
-            // Only Lua filters refer to ConfigMaps, and those are refused by name for now.
-            ("v1", "ConfigMap") => {}
+            ("v1", "ConfigMap") => self.add_config(&document),
             (_, "RedisMigration") => self.fault(
                 &document,
                 "apiVersion",
@@ -238,12 +263,19 @@ impl Documents {
         }
     }
 
-    fn add_secret(&mut self, document: &Node) {
-        let name = document.child("metadata").and_then(|metadata| metadata.text("name"));
-        let Some(name) = name.map(str::to_owned) else {
-            return self.fault(document, "metadata.name", "is missing".to_owned());
+    /// Namespace and name of a document.
+    fn identity(&mut self, document: &Node) -> Option<(Option<String>, String)> {
+        let metadata = document.child("metadata");
+        let text = |field: &str| metadata.and_then(|metadata| metadata.text(field)).map(str::to_owned);
+        let Some(name) = text("name") else {
+            self.fault(document, "metadata.name", "is missing".to_owned());
+            return None;
         };
-        let namespace = document.child("metadata").and_then(|metadata| metadata.text("namespace"));
+        Some((text("namespace"), name))
+    }
+
+    fn add_secret(&mut self, document: &Node) {
+        let Some((namespace, name)) = self.identity(document) else { return };
         let mut values = BTreeMap::new();
         for (field, encoded) in [("data", true), ("stringData", false)] {
             for entry in document.child(field).map(Node::entries).unwrap_or_default() {
@@ -262,7 +294,19 @@ impl Documents {
                 }
             }
         }
-        self.secrets.push(SecretDocument { namespace: namespace.map(str::to_owned), name, values });
+        self.secrets.push(SecretDocument { namespace, name, values });
+    }
+
+    fn add_config(&mut self, document: &Node) {
+        let Some((namespace, name)) = self.identity(document) else { return };
+        let mut values = BTreeMap::new();
+        for entry in document.child("data").map(Node::entries).unwrap_or_default() {
+            match entry.value.scalar_text() {
+                Some(text) => drop(values.insert(entry.key.clone(), text)),
+                None => self.fault(document, &format!("data.{}", entry.key), "must be a string".to_owned()),
+            }
+        }
+        self.configs.push((namespace, name, values));
     }
 
     fn fault(&mut self, document: &Node, path: &str, message: String) {
@@ -302,6 +346,11 @@ impl Documents {
         for secret in self.secrets {
             if secret.namespace.as_deref().is_none_or(|own| own == namespace) {
                 secrets.documents.entry(secret.name).or_default().extend(secret.values);
+            }
+        }
+        for (own, name, values) in self.configs {
+            if own.as_deref().is_none_or(|own| own == namespace) {
+                secrets.configs.entry(name).or_default().extend(values);
             }
         }
         Ok(Manifest { file: file.to_owned(), migration, secrets, document })

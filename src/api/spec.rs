@@ -15,11 +15,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use deployment::{
-    Auth, ReadFrom, SecretKeyRef, SecretRef, Sentinel, SourceRedis, TargetRedis, Tls, Topology,
+    Auth, KeyspaceNotifications, ReadFrom, SecretKeyRef, SecretRef, Sentinel, SourceRedis, TargetRedis, Tls,
+    Topology,
 };
 pub use policy::{
     Cutover, CutoverMode, ExternalName, FailurePolicy, FullResyncPolicy, Limits, SecretSwitch, ServiceSwitch,
-    Switch, Verification, VerificationMode,
+    SourceLimits, Switch, Verification, VerificationMode,
 };
 pub use transform::{ConfigMapKeyRef, Databases, Filter, FilterCommands, FilterKeys, KeyPattern, Lua};
 
@@ -71,7 +72,11 @@ pub const NAME_MAX: usize = 52;
     validation = Rule::new(
         "!has(oldSelf.status) || !has(oldSelf.status.cutover) || !has(oldSelf.status.cutover.startTime) || !oldSelf.spec.cutover.approved || self.spec.cutover.approved"
     )
-    .message("spec.cutover.approved: cannot be taken back once the cutover has started")
+    .message("spec.cutover.approved: cannot be taken back once the cutover has started"),
+    validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.shards) || oldSelf.status.shards.size() == 0 || self.spec.filter == oldSelf.spec.filter"
+    )
+    .message("spec.filter: cannot be changed once copying has begun")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -218,4 +223,7 @@ pub struct TargetFile {
     /// `{shard}` in it becomes the shard's id.
     #[schemars(length(min = 1, max = 1024))]
     pub uri: String,
+    /// Secret with what the store asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretRef>,
 }

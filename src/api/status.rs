@@ -1,6 +1,8 @@
 //! `status` of a RedisMigration. The same object is the Kubernetes status, a line of
 //! `--output json`, the answer of `/metric` and what the terminal view is drawn from.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -100,6 +102,10 @@ pub struct Progress {
     pub bytes_total: i64,
     /// Commands of the replication streams that the target has acknowledged.
     pub commands_applied: i64,
+    /// Keys of the snapshots that `spec.filter` left out.
+    pub keys_filtered: i64,
+    /// Commands of the replication streams that `spec.filter` left out, in whole or in part.
+    pub commands_filtered: i64,
     /// Over the last few seconds.
     pub keys_per_second: i64,
     /// Until the full sync is done; 0 when done or unknown.
@@ -145,8 +151,14 @@ pub struct ShardStatus {
     pub lag_millis: i64,
     /// Keys of the snapshot that the target has acknowledged.
     pub keys_applied: i64,
+    /// Keys of a file that were left out because their time was over.
+    pub keys_expired: i64,
     /// Commands of the stream that the target has acknowledged.
     pub commands_applied: i64,
+    /// Keys of the snapshot that `spec.filter` left out.
+    pub keys_filtered: i64,
+    /// Commands of the stream that `spec.filter` left out, in whole or in part.
+    pub commands_filtered: i64,
     /// Bytes of the snapshot read so far.
     pub bytes_read: i64,
     /// Bytes of the snapshot; 0 while unknown.
@@ -159,6 +171,8 @@ pub struct ShardStatus {
     pub expiries_held: bool,
     /// Keys and hash fields that got their own expiries back.
     pub expiries_released: i64,
+    /// What the target lacks of this shard by kind, as `status.quarantine.kinds` has it for all.
+    pub set_aside: BTreeMap<String, i64>,
     /// Last error, empty when none. Holds no secret.
     pub last_error: String,
 }
@@ -174,7 +188,12 @@ pub struct VerificationStatus {
     pub keys_compared: i64,
     /// Keys that differ, are missing or are extra, as the last round left them.
     pub differences: i64,
-    /// Some of them.
+    /// Keys that the target cannot hold by its version, such as streams before Redis 5.0: left out of the
+    /// comparison.
+    pub unsupported: i64,
+    /// Keys that differed and were copied again (`verification.repair`).
+    pub repaired: i64,
+    /// Some of the differences.
     pub samples: Vec<DifferenceSample>,
     /// When the last round ended.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -198,8 +217,11 @@ pub struct DifferenceSample {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Quarantine {
-    /// How many commands the target refused for good.
+    /// How many commands and keys the target refused for good, or has no equivalent for.
     pub commands: i64,
+    /// These by kind (Commands, Values, Streams, Modules, Functions), and FieldExpiry: hashes and commands of which
+    /// the target has all but the expiries of fields, which it does not know.
+    pub kinds: BTreeMap<String, i64>,
     /// Some of them.
     pub samples: Vec<QuarantineSample>,
 }
@@ -254,15 +276,16 @@ mod tests {
                 "observedGeneration": 0, "phase": "Pending", "message": "",
                 "startTime": "2026-09-21T14:13:20Z",
                 "progress": {"percent": 0, "keysApplied": 0, "keysTotal": 0, "bytesRead": 0, "bytesTotal": 0,
-                             "commandsApplied": 0, "keysPerSecond": 0, "etaSeconds": 0},
+                             "commandsApplied": 0, "keysFiltered": 0, "commandsFiltered": 0, "keysPerSecond": 0,
+                             "etaSeconds": 0},
                 "replication": {"lagBytes": 0, "lagMillis": 0, "shardsInSync": "", "fullResyncs": 0, "resumes": 0},
                 "shards": [{"id": "", "slots": "", "worker": "", "phase": "Pending", "replicationId": "",
                             "receivedOffset": 0, "appliedOffset": 0, "lagBytes": 0, "lagMillis": 0,
-                            "keysApplied": 0, "commandsApplied": 0, "bytesRead": 0, "bytesTotal": 0,
-                            "resumes": 0, "fullResyncs": 0, "expiriesHeld": false, "expiriesReleased": 0,
-                            "lastError": ""}],
-                "verification": {"mode": "Full", "round": 0, "keysCompared": 0, "differences": 0, "samples": []},
-                "quarantine": {"commands": 0, "samples": []},
+                            "keysApplied": 0, "keysExpired": 0, "commandsApplied": 0, "keysFiltered": 0, "commandsFiltered": 0,
+                            "bytesRead": 0, "bytesTotal": 0, "resumes": 0, "fullResyncs": 0, "expiriesHeld": false, "expiriesReleased": 0,
+                            "setAside": {}, "lastError": ""}],
+                "verification": {"mode": "Full", "round": 0, "keysCompared": 0, "differences": 0, "unsupported": 0, "repaired": 0, "samples": []},
+                "quarantine": {"commands": 0, "kinds": {}, "samples": []},
                 "cutover": {"writePauseMillis": 0},
                 "conditions": [],
             })

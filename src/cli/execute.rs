@@ -189,6 +189,7 @@ impl Job {
             stop: stop_seen,
             plans: None,
             earlier: None,
+            placement: None,
         };
         let observers = Observers { status, gauges };
         let name = self.plan.name.clone();

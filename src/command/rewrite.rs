@@ -6,13 +6,15 @@
 
 mod expiry;
 mod newer;
+mod scripts;
+mod streams;
 
 use super::{CommandSpec, Rewriting};
 use crate::hold::Holding;
 use crate::resp::{Args, array_header, bulk};
 use crate::version::{Flavor, ServerVersion};
 
-/// Two moments in Unix milliseconds, and what is made of expiries.
+/// Two moments in Unix milliseconds, and what may be made of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// When the command's bytes arrived from the source: relative expiries count from here.
@@ -20,6 +22,8 @@ pub struct Clock {
     /// For targets that cannot be told an absolute time.
     pub now_ms: i64,
     pub holding: Holding,
+    /// All its keys lie in one slot, or there are none: a script may stand for the command.
+    pub together: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum Rewrite {
     /// So many commands were appended in its place. Their keys are keys of the original, perhaps
     /// one key each, so a cluster target routes them anew.
     Replaced(u32),
+    /// The same, but the target knows no expiries of fields: one is left out.
+    Lossy(u32),
     /// It has no effect that a target could take over.
     Drop,
 }
@@ -74,9 +80,23 @@ pub fn rewrite(
         Rewriting::BlockingListMove => writer.list_move(true),
         Rewriting::BlockingRotate => writer.command("RPOPLPUSH", 1..3, &[]),
         Rewriting::Flush => writer.flush(),
-        Rewriting::Xadd => writer.xadd(),
+        Rewriting::Xadd | Rewriting::Xtrim => writer.trimming(),
         Rewriting::Xgroup => writer.xgroup(),
         Rewriting::Xsetid => writer.xsetid(),
+        Rewriting::Xdelex => writer.xdelex(),
+        Rewriting::Move => writer.move_with_expiry(),
+        Rewriting::Copy => writer.copy(),
+        // Where there are no such channels nobody listens.
+        Rewriting::ShardPublish => (!target.has_redis(7, 0)).then_some(Rewrite::Drop),
+        Rewriting::Script => writer.script_flush(),
+        Rewriting::PushExisting => writer.push_existing(),
+        Rewriting::Hset => writer.hset(),
+        Rewriting::Hpersist => (!target.has_field_expiry()).then_some(Rewrite::Drop),
+        Rewriting::SortedAdd => writer.sorted_add(),
+        Rewriting::SortedRangeStore => writer.sorted_range_store(),
+        Rewriting::SortedDiffStore => writer.sorted_diff_store(),
+        Rewriting::GeoRadiusStore => writer.geo_radius_store(),
+        Rewriting::GeoSearchStore => writer.geo_search_store(),
     };
     rewritten.unwrap_or(Rewrite::Unchanged)
 }
@@ -102,13 +122,27 @@ impl<'a> Writer<'a, '_> {
     }
 
     fn append(&mut self, name: &str, kept: std::ops::Range<usize>, more: &[&[u8]]) {
+        self.append_around(name, kept, more, 0..0);
+    }
+
+    /// `name`, the arguments of `kept`, `more`, then those of `rest`.
+    fn append_around(
+        &mut self,
+        name: &str,
+        kept: std::ops::Range<usize>,
+        more: &[&[u8]],
+        rest: std::ops::Range<usize>,
+    ) {
         let kept = kept.start..kept.end.min(self.args.len()).max(kept.start);
-        array_header(1 + kept.len() + more.len(), self.out);
+        array_header(1 + kept.len() + more.len() + rest.len(), self.out);
         bulk(name.as_bytes(), self.out);
         for index in kept {
             bulk(self.args.arg(index).unwrap_or_default(), self.out);
         }
         more.iter().for_each(|arg| bulk(arg, self.out));
+        for index in rest {
+            bulk(self.args.arg(index).unwrap_or_default(), self.out);
+        }
     }
 
     /// All arguments under another name.

@@ -110,6 +110,11 @@ impl CommandSpec {
         }
     }
 
+    /// XADD and the like.
+    pub fn is_of_streams(&self) -> bool {
+        matches!(self.name.as_bytes(), [b'X', ..])
+    }
+
     const fn kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
@@ -147,18 +152,18 @@ static TABLE: &[CommandSpec] = &[
     command("CLUSTER", -2, NONE, Guarded).kind(Kind::TopologyChange),
     command("TRIMSLOTS", -2, NONE, Guarded).kind(Kind::TopologyChange),
     command("PUBLISH", 3, NONE, Guarded).kind(Kind::Publish),
-    command("SPUBLISH", 3, NONE, Guarded).kind(Kind::ShardPublish),
+    command("SPUBLISH", 3, NONE, Guarded).kind(Kind::ShardPublish).rewritten(Rewriting::ShardPublish, 3),
     // Scripts and functions
     command("EVAL", -3, COUNTED_SECOND, Guarded).kind(Kind::Script),
     command("EVALSHA", -3, COUNTED_SECOND, Guarded).kind(Kind::Script),
     command("FCALL", -3, COUNTED_SECOND, Guarded).kind(Kind::Script),
-    command("SCRIPT", -2, NONE, Replayable).kind(Kind::ScriptCache),
+    command("SCRIPT", -2, NONE, Replayable).kind(Kind::ScriptCache).rewritten(Rewriting::Script, 3),
     command("FUNCTION", -2, NONE, Replayable).kind(Kind::Function).unless(Condition::Function),
     // Keyspace
     command("FLUSHALL", -1, NONE, Replayable).kind(Kind::Flush).rewritten(Rewriting::Flush, 2),
     command("FLUSHDB", -1, NONE, Replayable).kind(Kind::Flush).rewritten(Rewriting::Flush, 2),
     command("SWAPDB", 3, NONE, Guarded).kind(Kind::SwapDb),
-    command("MOVE", 3, ONE, Guarded).kind(Kind::Move),
+    command("MOVE", 3, ONE, Guarded).kind(Kind::Move).rewritten(Rewriting::Move, 3),
     command("DEL", -2, ALL, Replayable).across(Across::EachKey),
     command("UNLINK", -2, ALL, Replayable).across(Across::EachKey).rewritten(Rewriting::Unlink, 2),
     command("TOUCH", -2, ALL, Replayable).across(Across::EachKey),
@@ -166,7 +171,7 @@ static TABLE: &[CommandSpec] = &[
     command("DELEX", -2, ONE, Guarded),
     command("RENAME", 3, TWO, Guarded).across(Across::Rename),
     command("RENAMENX", 3, TWO, Guarded).across(Across::Rename),
-    command("COPY", -3, TWO, Guarded).across(Across::Copy),
+    command("COPY", -3, TWO, Guarded).across(Across::Copy).rewritten(Rewriting::Copy, 3),
     command("PERSIST", 2, ONE, Replayable),
     command("EXPIRE", -3, ONE, Replayable)
         .unless(Condition::Expire)
@@ -215,8 +220,8 @@ static TABLE: &[CommandSpec] = &[
     // Lists
     command("LPUSH", -3, ONE, Guarded),
     command("RPUSH", -3, ONE, Guarded),
-    command("LPUSHX", -3, ONE, Guarded),
-    command("RPUSHX", -3, ONE, Guarded),
+    command("LPUSHX", -3, ONE, Guarded).rewritten(Rewriting::PushExisting, 4),
+    command("RPUSHX", -3, ONE, Guarded).rewritten(Rewriting::PushExisting, 4),
     command("LPOP", -2, ONE, Guarded).rewritten(Rewriting::ListPop, 3),
     command("RPOP", -2, ONE, Guarded).rewritten(Rewriting::ListPop, 3),
     command("LINSERT", 5, ONE, Guarded),
@@ -240,7 +245,7 @@ static TABLE: &[CommandSpec] = &[
     command("SUNIONSTORE", -3, ALL, Guarded).across(Across::StoreFirst),
     command("SDIFFSTORE", -3, ALL, Guarded).across(Across::StoreFirst),
     // Hashes
-    command("HSET", -4, ONE, Replayable),
+    command("HSET", -4, ONE, Replayable).rewritten(Rewriting::Hset, 6),
     command("HMSET", -4, ONE, Replayable),
     command("HSETNX", 4, ONE, Guarded),
     command("HDEL", -3, ONE, Replayable),
@@ -261,9 +266,9 @@ static TABLE: &[CommandSpec] = &[
     command("HPEXPIREAT", -6, ONE, Replayable)
         .unless(Condition::HashExpire)
         .rewritten(Rewriting::HashExpireAt { unit_ms: 1 }, 6),
-    command("HPERSIST", -5, ONE, Replayable),
+    command("HPERSIST", -5, ONE, Replayable).rewritten(Rewriting::Hpersist, 5),
     // Sorted sets and geo
-    command("ZADD", -4, ONE, Replayable).unless(Condition::SortedAdd),
+    command("ZADD", -4, ONE, Replayable).unless(Condition::SortedAdd).rewritten(Rewriting::SortedAdd, 5),
     command("ZINCRBY", 4, ONE, Guarded),
     command("ZREM", -3, ONE, Replayable),
     command("ZREMRANGEBYSCORE", 4, ONE, Replayable),
@@ -275,28 +280,38 @@ static TABLE: &[CommandSpec] = &[
     command("BZPOPMAX", -3, BEFORE_TIMEOUT, Guarded),
     command("ZMPOP", -4, COUNTED, Guarded),
     command("BZMPOP", -5, COUNTED_SECOND, Guarded),
-    command("ZRANGESTORE", -5, TWO, Guarded).across(Across::StoreFirst),
+    command("ZRANGESTORE", -5, TWO, Guarded)
+        .across(Across::StoreFirst)
+        .rewritten(Rewriting::SortedRangeStore, 5),
     command("ZUNIONSTORE", -4, STORE_COUNTED, Guarded).across(Across::StoreFirst),
     command("ZINTERSTORE", -4, STORE_COUNTED, Guarded).across(Across::StoreFirst),
-    command("ZDIFFSTORE", -4, STORE_COUNTED, Guarded).across(Across::StoreFirst),
+    command("ZDIFFSTORE", -4, STORE_COUNTED, Guarded)
+        .across(Across::StoreFirst)
+        .rewritten(Rewriting::SortedDiffStore, 4),
     command("GEOADD", -5, ONE, Replayable).unless(Condition::SortedAdd),
-    command("GEORADIUS", -6, KeySpec::Radius, Guarded).across(Across::StoreLast),
-    command("GEORADIUSBYMEMBER", -5, KeySpec::Radius, Guarded).across(Across::StoreLast),
-    command("GEOSEARCHSTORE", -8, TWO, Guarded).across(Across::StoreFirst),
+    command("GEORADIUS", -6, KeySpec::Radius, Guarded)
+        .across(Across::StoreLast)
+        .rewritten(Rewriting::GeoRadiusStore, 8),
+    command("GEORADIUSBYMEMBER", -5, KeySpec::Radius, Guarded)
+        .across(Across::StoreLast)
+        .rewritten(Rewriting::GeoRadiusStore, 7),
+    command("GEOSEARCHSTORE", -8, TWO, Guarded)
+        .across(Across::StoreFirst)
+        .rewritten(Rewriting::GeoSearchStore, 8),
     // HyperLogLog. PFCOUNT is in the stream when it refreshed the cached count.
     command("PFADD", -2, ONE, Replayable),
     command("PFCOUNT", -2, ALL, Replayable).across(Across::EachKey),
     command("PFMERGE", -2, ALL, Replayable).unless(Condition::Merge).across(Across::Merge),
     // Streams
     command("XADD", -5, ONE, Guarded).rewritten(Rewriting::Xadd, 6),
-    command("XTRIM", -4, ONE, Replayable).unless(Condition::Trim),
+    command("XTRIM", -4, ONE, Replayable).unless(Condition::Trim).rewritten(Rewriting::Xtrim, 4),
     command("XDEL", -3, ONE, Replayable),
-    command("XDELEX", -5, ONE, Guarded),
+    command("XDELEX", -5, ONE, Guarded).rewritten(Rewriting::Xdelex, 5),
     command("XACK", -4, ONE, Replayable),
     command("XACKDEL", -6, ONE, Guarded),
     command("XCLAIM", -6, ONE, Replayable).unless(Condition::Claim),
     command("XAUTOCLAIM", -6, ONE, Guarded),
-    command("XGROUP", -2, SECOND, Replayable).unless(Condition::Group).rewritten(Rewriting::Xgroup, 7),
+    command("XGROUP", -2, SECOND, Replayable).unless(Condition::Group).rewritten(Rewriting::Xgroup, 5),
     command("XSETID", -3, ONE, Replayable).rewritten(Rewriting::Xsetid, 4),
     command("XREADGROUP", -7, KeySpec::Streams, Guarded),
     command("XCFGSET", -4, ONE, Guarded),

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 /// Host and port of one server. Displays as `host:port`, IPv6 hosts in brackets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Address {
     pub host: String,
     pub port: u16,

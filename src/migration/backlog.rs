@@ -7,7 +7,10 @@ use crate::topology::{Role, ServerInfo, Topology, discover, server_info};
 
 /// For a message to people.
 pub async fn room(plan: &Plan, told: &Status) -> String {
-    let dialer = setup::source_dialer(plan);
+    // What a file holds does not go away with time.
+    let Ok(dialer) = setup::source_dialer(plan) else {
+        return "started again it goes on where it stopped".to_owned();
+    };
     let topology = match discover(dialer.access(), &dialer, Role::Source).await {
         Ok(topology) => topology,
         Err(error) => return format!("the source cannot be asked what its backlog holds: {error}"),

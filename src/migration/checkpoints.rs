@@ -22,9 +22,19 @@ pub struct Checkpoints {
     pub shards: BTreeMap<String, Checkpoint>,
     /// Which shards there are, so that each keeps its id through failovers.
     pub known: Vec<KnownShard>,
+    /// What each shard set aside, by the kinds' names: the target lacks it until the shard is copied anew.
+    pub set_aside: SetAside,
 }
 
+/// By shard id, then by kind.
+pub type SetAside = BTreeMap<String, BTreeMap<String, i64>>;
+
 impl Checkpoints {
+    /// Of a run that has not stopped.
+    pub fn begun(known: Vec<KnownShard>, set_aside: SetAside) -> Self {
+        Self { begun: true, shards: BTreeMap::new(), known, set_aside }
+    }
+
     /// Takes in what an earlier run told, which may have been another process's and later than this one's.
     pub fn learn(&mut self, told: &Status, delivery: Delivery) {
         if delivery == Delivery::ExactlyOnce {
@@ -123,7 +133,8 @@ mod tests {
             lineage: "0".to_owned(),
             slots: "0-99".parse().unwrap(),
         }];
-        let all = Checkpoints { begun: true, shards, known };
+        let set_aside = SetAside::from([("10.0.0.1:6379".to_owned(), [("Commands".to_owned(), 2)].into())]);
+        let all = Checkpoints { begun: true, shards, known, set_aside };
         save(&data, "a.b", &all).unwrap();
         assert_eq!(load(&data, "a.b").unwrap(), all);
         // As an earlier version wrote it.

@@ -1,5 +1,6 @@
 //! The life of one run: preflight, workers, phases, verification, cutover, outcome.
 
+mod comparing;
 mod ending;
 mod live;
 mod preparing;
@@ -14,7 +15,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::checkpoints::{self, Checkpoints};
+use super::checkpoints::{self, Checkpoints, SetAside};
+use super::cutover::Measured;
 use super::degraded;
 use super::identity::KnownShard;
 use super::state::{Shard, State};
@@ -26,8 +28,13 @@ use crate::api::plan::{CutoverMode, ExistingKeys, FullResyncPolicy};
 use crate::api::{Phase, Plan};
 use crate::connection::Address;
 use crate::preflight::PreflightReport;
-use crate::verify::{Settle, VerifyError, VerifyProgress, VerifyReport, verify};
-use crate::worker::{self, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup};
+use crate::verify::{DifferenceKind, Settle, VerifyError, VerifyProgress, VerifyReport, verify};
+use crate::worker::{
+    self, Feed, Numbers, Order, ShardPhase, ShardProgress, Stopped, WorkerError, WorkerSetup,
+};
+pub(super) use ending::reason_of;
+pub(super) use live::newer;
+pub(super) use preparing::spool_folder;
 use preparing::{Prepared, prepare};
 use watching::poll_until;
 
@@ -60,27 +67,27 @@ struct Run {
     adopted: watch::Sender<u64>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
+    /// How often shards were given to other processes.
+    moves: u64,
     /// Slots that had been taken over from other shards when everything was compared last.
     compared_adoptions: u64,
+    /// What the last verification took; `None`: there was none.
+    measured: Option<Measured>,
+    /// As the data directory has it.
+    set_aside: SetAside,
     /// Full resyncs by the time that all shards had their snapshot last.
     settled_resyncs: u64,
 }
 
 pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
-    let mut state = State::new(&plan, observers);
-    if let Some(since) = options.earlier.as_ref().and_then(|earlier| earlier.start_time.clone()) {
-        state.status.start_time = Some(since);
-    }
-    state.set(conditions::READY, false, reason::FULL_SYNC, "not in sync yet");
-    state.set(conditions::RECONCILING, true, reason::FULL_SYNC, "looking at both sides");
-    state.phase(Phase::Preflight, "looking at both sides");
+    let mut state = State::open(&plan, options.earlier.as_ref(), "not in sync yet", observers);
     let mut stop = options.stop.clone();
     // Nothing is changed yet on either side.
     let prepared = tokio::select! {
         prepared = prepare(&plan, &options, &mut state) => Some(prepared),
         Ok(_) = stop.wait_for(|stop| *stop != StopRequest::Run) => None,
     };
-    let Prepared { report, setups, known, temporary: _temporary } = match prepared {
+    let Prepared { report, setups, known, set_aside, temporary: _temporary } = match prepared {
         Some(Ok(prepared)) => prepared,
         Some(Err(MigrationError { reason, message, transient })) => {
             failed(&mut state, reason, message.clone());
@@ -93,13 +100,13 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         }
     };
     // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
-    let begun = Checkpoints { begun: true, known: known.clone(), ..Checkpoints::default() };
+    let begun = Checkpoints::begun(known.clone(), set_aside.clone());
     if let Some(data_dir) = &options.data_dir
         && let Err(error) = checkpoints::save(data_dir, &plan.uid, &begun)
     {
         return failed(&mut state, reason::PREFLIGHT_FAILED, error.to_string());
     }
-    let mut run = Run::start(plan, options, state, report, setups, known);
+    let mut run = Run::start(plan, options, state, report, setups, (known, set_aside));
     let outcome = run.live().await;
     run.end(outcome).await
 }
@@ -107,15 +114,17 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
 impl Run {
     fn start(
         plan: Arc<Plan>,
-        options: RunOptions,
+        mut options: RunOptions,
         state: State,
         report: PreflightReport,
         setups: Vec<WorkerSetup>,
-        known: Vec<KnownShard>,
+        (known, set_aside): (Vec<KnownShard>, SetAside),
     ) -> Self {
         let mut shards = Vec::with_capacity(setups.len());
         let topology = report.source.as_ref().map(|source| &source.topology);
         for (index, setup) in setups.iter().enumerate() {
+            // Files have a run of their own.
+            let Some(upstream) = setup.feed.upstream() else { continue };
             let slots = topology
                 .filter(|topology| topology.is_cluster())
                 .and_then(|topology| topology.shards.get(index))
@@ -123,11 +132,22 @@ impl Run {
             shards.push(Shard {
                 id: setup.shard.clone(),
                 slots: slots.unwrap_or_default(),
-                source: setup.source.clone(),
-                watch: setup.source_shard.clone(),
-                dialer: setup.source_dialer.clone(),
+                source: upstream.address.clone(),
+                watch: upstream.shard.clone(),
+                dialer: upstream.dialer.clone(),
                 progress: ShardProgress::new(),
             });
+        }
+        // What the target lacked it lacks until it is copied anew, whoever works on it.
+        let told = options.earlier.iter().flat_map(|earlier| &earlier.shards);
+        for (id, lacks) in told.map(|told| (&told.id, &told.set_aside)).chain(&set_aside) {
+            // A shard by another name is one of these, and it does not matter to the whole which.
+            let shard = shards.iter().find(|shard| shard.id == *id).or_else(|| shards.first());
+            shard.into_iter().for_each(|shard| shard.progress.has_lacked(lacks));
+        }
+        // A scan is asked things that no other process would hear.
+        if setups.iter().any(|setup| matches!(setup.feed, Feed::Scan(..))) {
+            options.placement = None;
         }
         let mut run = Self {
             plan,
@@ -143,9 +163,15 @@ impl Run {
             drain: watch::Sender::new(false),
             adopted: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
+            moves: 0,
             compared_adoptions: 0,
+            measured: None,
+            set_aside,
             settled_resyncs: 0,
         };
+        if let Some(placement) = &run.options.placement {
+            placement.begin(&run.setups);
+        }
         (0..run.setups.len()).for_each(|index| run.start_worker(index));
         run
     }
@@ -154,7 +180,14 @@ impl Run {
         let (Some(setup), Some(shard)) = (self.setups.get(index), self.shards.get(index)) else { return };
         let (setup, progress) = (setup.clone(), Arc::clone(&shard.progress));
         let asked = self.drain.subscribe();
-        let work = async move { (index, worker::run(setup, progress, asked).await) };
+        let placement = self.options.placement.clone();
+        let work = async move {
+            let ended = match placement {
+                Some(placement) => placement.run(setup, progress, asked).await,
+                None => worker::run(setup, progress, asked).await,
+            };
+            (index, ended)
+        };
         self.workers.spawn(work.in_current_span());
     }
 
@@ -214,7 +247,13 @@ impl Run {
         let shards = self.shards.clone();
         self.until(async move { settle(&shards).await }).await?;
         self.state.gather(&self.shards);
-        let message = format!("in sync, {} shard(s)", self.shards.len());
+        let mut message = format!("in sync, {} shard(s)", self.shards.len());
+        let by_passes = |shard: &Shard| shard.progress.scan.now().is_by_passes();
+        if self.shards.iter().any(by_passes) {
+            message.push_str(
+                ", as of the last pass over all keys; while writes go on it is not certain that passes converge",
+            );
+        }
         self.state.set(conditions::IN_SYNC, true, reason::INCREMENTAL_SYNC, &message);
         self.state.remove(conditions::RECONCILING);
         self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
@@ -232,7 +271,7 @@ impl Run {
                 self.nothing_refused()?;
                 // Otherwise another run goes on from here to the cutover.
                 if self.plan.cutover.mode == CutoverMode::Never {
-                    self.release().await?;
+                    while !self.release().await? {}
                 }
                 return Ok(Outcome::Done);
             }
@@ -244,7 +283,7 @@ impl Run {
 
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
     async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
-        let mut repeats = 0;
+        let (mut repeats, mut repairs) = (0, 0);
         self.compared_adoptions = adoptions(&self.shards);
         let verified = loop {
             let places = self.places();
@@ -266,12 +305,16 @@ impl Run {
                     self.slots_at_rest().await?;
                     self.compared_adoptions = adoptions(&self.shards);
                 }
+                Ok(report) if self.may_repair(&report, repairs) => {
+                    repairs += 1;
+                    self.repair(&report).await?;
+                }
                 verified => break verified,
             }
         };
         match verified {
             Ok(report) => {
-                let passed = verification::show_report(&mut self.state, &self.plan, &report);
+                let passed = verification::show_report(&mut self.state, &self.plan, &report, "");
                 self.state.phase(Phase::IncrementalSync, "in sync");
                 let follow_on =
                     self.plan.cutover.mode == CutoverMode::Never && self.options.until == Until::Finished;
@@ -282,6 +325,65 @@ impl Run {
                 Err(Ended::Other { reason: reason::VERIFICATION_FAILED, message: error.to_string() })
             }
         }
+    }
+
+    fn may_repair(&self, report: &VerifyReport, repairs: u32) -> bool {
+        let verification = self.plan.verification;
+        if !verification.repair || repairs >= verification.rounds || self.repairable(report).is_empty() {
+            return false;
+        }
+        // A worker in another process is not told which keys.
+        let here = self.shards.iter().all(|shard| shard.progress.seat.borrow().worker.is_empty());
+        if !here {
+            tracing::warn!("keys that differ are not repaired: shards run in other replicas of the operator");
+        }
+        here
+    }
+
+    /// Keys that differ and are not the target's own by right.
+    fn repairable(&self, report: &VerifyReport) -> Vec<(u64, Vec<u8>)> {
+        let existing = self.plan.target.existing_keys;
+        let ours = |kind: DifferenceKind| match kind {
+            DifferenceKind::Missing => true,
+            DifferenceKind::Different => existing != ExistingKeys::Skip,
+            DifferenceKind::Extra => existing == ExistingKeys::Fail,
+        };
+        let keys = report.differing.keys.iter().filter(|(_, _, kind)| ours(*kind));
+        keys.map(|(db, key, _)| (*db, key.clone())).collect()
+    }
+
+    /// Has each shard copy its keys again, while its stream goes on.
+    async fn repair(&mut self, report: &VerifyReport) -> Result<(), Ended> {
+        // Asked for after the shards were shared out.
+        if self.shards.iter().any(|shard| !shard.progress.seat.borrow().worker.is_empty()) {
+            tracing::warn!(
+                "not repaired: other replicas work on shards; suspend the migration and go on with it first"
+            );
+            return Ok(());
+        }
+        let keys = Arc::new(self.repairable(report));
+        let message = format!("copying {} key(s) again that differ", keys.len());
+        tracing::warn!("{message}");
+        self.state.phase(Phase::Verifying, &message);
+        let mut numbers = Vec::new();
+        for shard in &self.shards {
+            shard.progress.repair.send_modify(|order| {
+                *order = Order { number: order.number + 1, keys: Arc::clone(&keys) };
+                numbers.push(order.number);
+            });
+        }
+        let shards = self.shards.clone();
+        self.until(async move {
+            for (shard, number) in shards.iter().zip(numbers) {
+                let done = |numbers: &Numbers| numbers.orders_done >= number;
+                // An error means that the worker is gone: its own result says why.
+                let _ = shard.progress.numbers.subscribe().wait_for(done).await;
+            }
+        })
+        .await?;
+        let repaired: u64 = self.shards.iter().map(|shard| shard.numbers().repaired).sum();
+        self.state.status.verification.repaired = i64::try_from(repaired).unwrap_or(i64::MAX);
+        Ok(())
     }
 
     /// `None`: the plan asks for no verification.
@@ -306,6 +408,9 @@ impl Run {
                 verification::show_progress(state, &progress);
             })
             .await?;
+        }
+        if let Ok(report) = &verified {
+            self.measured = Some(Measured { took: report.took, keys: seen.borrow().keys_total });
         }
         Ok(Some(verified))
     }
@@ -352,15 +457,15 @@ impl Run {
         }
     }
 
-    /// Has the keys on the target given their own expiries back.
-    async fn release(&mut self) -> Result<(), Ended> {
+    /// Has the keys on the target given their own expiries back. False: the plan changed before they were.
+    async fn release(&mut self) -> Result<bool, Ended> {
         let message = "giving keys on the target their own expiries back";
         self.state.phase(Phase::IncrementalSync, message);
         for shard in &self.shards {
             shard.progress.release.send_replace(true);
         }
         let shards = self.shards.clone();
-        self.until(async move {
+        self.until_changed(async move {
             for shard in &shards {
                 released(shard).await;
             }

@@ -1,52 +1,82 @@
 //! The switch to the target: writes to the source pause, the target catches up, replication ends.
 
+mod fitting;
+
 use std::time::{Duration, Instant};
+
+use futures::future::join_all;
 
 use super::state::Shard;
 use super::verification::{caught_up, released, source_offset};
 use crate::api::plan::CutoverPlan;
-use crate::connection::{Address, Connection, ConnectionError};
+use crate::connection::{Address, ConnectionError, Dialer};
 use crate::resp::Reply;
 use crate::topology::{ServerInfo, ServerRole, server_info};
 
+pub use fitting::Measured;
+
+/// For each server, as somebody waits for the end of the run.
+const LIFT_MAX: Duration = Duration::from_secs(2);
 /// Replicas of replicas of a master; more is hardly ever met.
 const LONGEST_CHAIN: usize = 5;
 
 /// How a cutover's pause ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Paused {
-    /// The target has everything, and the source takes no writes until its pause lapses.
+    /// The target has everything, what could be compared was, and the source takes no writes until its pause lapses.
     Drained { millis: u64 },
     /// Not within the pause; writes go on.
     TimedOut,
+    /// The plan does not want it any more.
+    Withdrawn,
     /// Another server took over meanwhile, which was not paused.
     FailedOver { shard: String, from: Address, to: Address },
 }
 
-/// Pauses writes on every source, waits until the target has everything. A source that cannot pause
-/// writes (before Redis 6.2, or where CLIENT is forbidden) is told of in `cannot`.
+/// Servers whose writers wait. A server does not let them go on when the connection that paused them is closed.
+#[derive(Default)]
+pub struct Pauses(Vec<Pause>);
+
+struct Pause {
+    dialer: Dialer,
+    server: Address,
+    /// It is over then by itself.
+    until: Instant,
+}
+
+impl Pauses {
+    /// Lets writers go on. A pause that has lapsed is left alone: what is paused now, somebody else paused.
+    pub async fn lift(self) {
+        let ours = self.0.into_iter().filter(|pause| Instant::now() < pause.until);
+        join_all(ours.map(Pause::lift)).await;
+    }
+}
+
+impl Pause {
+    async fn lift(self) {
+        let Self { dialer, server, .. } = self;
+        // What was under way on the connection that paused may not have come to its end.
+        let lifted = async { dialer.connect(&server).await?.call(&[b"CLIENT", b"UNPAUSE"]).await };
+        let why = match tokio::time::timeout(LIFT_MAX, lifted).await {
+            Ok(Ok(Reply::Error(text))) => String::from_utf8_lossy(&text).into_owned(),
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", LIFT_MAX.as_secs()),
+        };
+        tracing::warn!(%server, why, "writes stay paused until the pause lapses");
+    }
+}
+
+/// Pauses writes on every source, waits until the target has everything, and then for `compare`, which is given the
+/// time that it may take; only where no writer is left who could change anything meanwhile. A source that cannot pause
+/// writes (before Redis 6.2, or where CLIENT is forbidden) is told of in `cannot`. Unless it is drained, `pauses`
+/// are to be lifted, also when this was broken off.
 pub async fn drain(
     shards: &[Shard],
     plan: &CutoverPlan,
+    pauses: &mut Pauses,
     cannot: &mut Vec<String>,
-) -> Result<Paused, ConnectionError> {
-    let mut paused = Vec::new();
-    let result = pause_and_wait(shards, plan, &mut paused, cannot).await;
-    if !matches!(result, Ok(Paused::Drained { .. })) {
-        for connection in &mut paused {
-            if let Err(error) = connection.call(&[b"CLIENT", b"UNPAUSE"]).await {
-                tracing::warn!(%error, "writes stay paused until the pause lapses");
-            }
-        }
-    }
-    result
-}
-
-async fn pause_and_wait(
-    shards: &[Shard],
-    plan: &CutoverPlan,
-    paused: &mut Vec<Connection>,
-    cannot: &mut Vec<String>,
+    compare: impl AsyncFnOnce(Duration),
 ) -> Result<Paused, ConnectionError> {
     let limit = Duration::from_secs(plan.pause_timeout_seconds);
     let began = Instant::now();
@@ -62,33 +92,49 @@ async fn pause_and_wait(
         let writer = writer?;
         let mut connection = shard.dialer.connect(&writer).await?;
         let millis = limit.as_millis().to_string();
-        match connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await? {
-            Reply::Error(text) => {
-                let text = String::from_utf8_lossy(&text);
-                cannot.push(format!("{writer} cannot pause writes: {text}"));
-            }
-            _ => paused.push(connection),
+        // Before its answer, which may not be waited for.
+        let until = Instant::now() + limit;
+        pauses.0.push(Pause { dialer: shard.dialer.clone(), server: writer.clone(), until });
+        let answer = connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await?;
+        if let Reply::Error(text) = answer {
+            pauses.0.pop();
+            let text = String::from_utf8_lossy(&text);
+            cannot.push(format!("{writer} cannot pause writes: {text}"));
         }
         writers.push(writer);
     }
     let drained = async {
-        for (shard, writer) in shards.iter().zip(&writers) {
+        join_all(shards.iter().zip(&writers).map(async |(shard, writer)| {
             caught_up(shard, source_offset(shard, Some(writer)).await).await;
             // They are held again where a connection was lost meanwhile.
             released(shard).await;
-        }
+        }))
+        .await;
+        look(shards).await;
     };
     if tokio::time::timeout(limit.saturating_sub(began.elapsed()), drained).await.is_err() {
         return Ok(Paused::TimedOut);
     }
-    look(shards).await;
-    for (shard, from) in shards.iter().zip(masters) {
-        let to = shard.master();
-        if to != from {
-            return Ok(Paused::FailedOver { shard: shard.id.clone(), from, to });
+    if let Some(paused) = failed_over(shards, &masters) {
+        return Ok(paused);
+    }
+    if plan.pause_source_writes && cannot.is_empty() {
+        compare(fitting::budget(limit, began.elapsed())).await;
+        if tokio::time::timeout(limit.saturating_sub(began.elapsed()), look(shards)).await.is_err() {
+            return Ok(Paused::TimedOut);
+        }
+        if let Some(paused) = failed_over(shards, &masters) {
+            return Ok(paused);
         }
     }
     Ok(Paused::Drained { millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
+}
+
+fn failed_over(shards: &[Shard], masters: &[Address]) -> Option<Paused> {
+    shards.iter().zip(masters).find_map(|(shard, from)| {
+        let (shard, from, to) = (shard.id.clone(), from.clone(), shard.master());
+        (to != from).then_some(Paused::FailedOver { shard, from, to })
+    })
 }
 
 /// Looks where the shards are now; one watch knows them all.

@@ -27,8 +27,20 @@ pub fn causes(shards: &[Shard], status: &Status) -> Vec<(&'static str, String)> 
             causes.push((reason::FULL_RESYNC_FORCED, message));
         }
     }
-    let why_full = |shard: &Shard| shard.numbers().why_full.map(|why| (shard.id.clone(), why));
-    if let Some((shard, why)) = shards.iter().find_map(why_full) {
+    for shard in shards {
+        let scan = shard.progress.scan.now();
+        if scan.is_by_passes() && scan.passes > 0 && scan.changes > 0 {
+            let changes = scan.changes;
+            let message = format!(
+                "shard {}: the last pass over all keys found {changes} changed; while writes go on, another may find as many",
+                shard.id
+            );
+            causes.push((reason::NOT_CONVERGING, message));
+        }
+    }
+    // A scan is held back that way at all times.
+    let mut sent = shards.iter().filter(|shard| !shard.progress.scan.now().active);
+    if let Some((shard, why)) = sent.find_map(|shard| Some((&shard.id, shard.numbers().why_full?))) {
         let message = format!("the spool of shard {shard} is full: {why}; its source is made to wait");
         causes.push((reason::SPOOL_FULL, message));
     }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::slot::SlotRanges;
 use crate::topology::{Shard, Topology, TopologyKind};
@@ -25,7 +25,6 @@ pub struct KnownShard {
     /// Names it in keys on the target.
     pub lineage: String,
     /// What it served when its data were first read.
-    #[serde(serialize_with = "write_slots", deserialize_with = "read_slots")]
     pub slots: SlotRanges,
 }
 
@@ -103,14 +102,6 @@ fn recognise<'a>(topology: &Topology, known: &'a [KnownShard]) -> Vec<Option<&'a
         }
     }
     found
-}
-
-fn write_slots<S: Serializer>(slots: &SlotRanges, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(slots)
-}
-
-fn read_slots<'de, D: Deserializer<'de>>(from: D) -> Result<SlotRanges, D::Error> {
-    String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

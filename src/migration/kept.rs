@@ -1,11 +1,12 @@
 //! What a migration keeps in its target, seen from outside of the workers: is it there, and away with it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
 use super::identity::{KnownShard, identify};
-use super::{MigrationError, setup};
+use super::{MigrationError, files, setup};
 use crate::api::conditions::reason;
 use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
@@ -17,7 +18,7 @@ use crate::resp::Reply;
 use crate::slot::SlotRanges;
 use crate::target::fence::{Fence, Place};
 use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
-use crate::target::recovery;
+use crate::target::recovery::{self, Part};
 use crate::topology::{Role, Topology, TopologyError, discover};
 
 /// A failover is over by then.
@@ -27,7 +28,7 @@ const ATTEMPTS: u32 = 15;
 pub async fn is_there(
     plan: &Plan,
     dialer: &Dialer,
-    source: &Topology,
+    lineages: &[String],
     target: &Topology,
 ) -> Result<bool, ConnectionError> {
     if !known_shards(plan, dialer, target).await?.is_empty() {
@@ -36,8 +37,8 @@ pub async fn is_there(
     for shard in &target.shards {
         let slots = target.is_cluster().then_some(&shard.slots);
         let mut connection = dialer.connect(&shard.master.address).await?;
-        for lineage in lineages(source) {
-            let names = KeyNames::new(&plan.uid, &lineage);
+        for lineage in lineages {
+            let names = KeyNames::new(&plan.uid, lineage);
             let state = recovery::read(&mut connection, dialer, &names, slots).await?;
             if !state.records.is_empty() || !state.guards.is_empty() {
                 return Ok(true);
@@ -163,13 +164,15 @@ pub async fn remove<'a>(
             tracing::warn!(error = %String::from_utf8_lossy(&text), "a key of the migration stays on the target");
         }
     }
-    for shard in &target.shards {
-        let slots: Option<&SlotRanges> = target.is_cluster().then_some(&shard.slots);
-        for lineage in lineages.clone() {
-            let names = KeyNames::new(&plan.uid, lineage);
-            recovery::remove(dialer, &shard.master.address, &names, slots)
-                .await
-                .map_err(|source| TopologyError::Connection { role: Role::Target, source })?;
+    for part in [Part::Records, Part::Epochs] {
+        for shard in &target.shards {
+            let slots: Option<&SlotRanges> = target.is_cluster().then_some(&shard.slots);
+            for lineage in lineages.clone() {
+                let names = KeyNames::new(&plan.uid, lineage);
+                recovery::remove(dialer, &shard.master.address, &names, slots, part)
+                    .await
+                    .map_err(|source| TopologyError::Connection { role: Role::Target, source })?;
+            }
         }
     }
     Ok(())
@@ -177,10 +180,10 @@ pub async fn remove<'a>(
 
 /// As `remove`, from nothing but the last status: after whoever may still write was shut out.
 pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> {
-    if plan.delivery == Delivery::AtLeastOnce {
+    if plan.delivery == Delivery::AtLeastOnce || plan.target.redis().is_none() {
         return Ok(());
     }
-    let dialer = setup::target_dialer(plan);
+    let dialer = setup::target_dialer(plan)?;
     let failed = |error: TopologyError| {
         let preflight = PreflightError::Topology(error);
         MigrationError {
@@ -204,24 +207,29 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
         })
         .collect();
     places.sort_by_key(|place| place.1);
-    let mut lineages = lineages_told(told);
+    let mut lineages = lineages_told(plan, told);
     let known = known_shards(plan, &dialer, &target).await.map_err(|error| unreachable(error.to_string()))?;
     lineages.extend(known.into_iter().map(|shard| shard.lineage));
     for lineage in &lineages {
         let names = KeyNames::new(&plan.uid, lineage);
-        Fence::claim(names, &dialer, &places).await.map_err(|error| unreachable(error.to_string()))?;
+        Fence::claim(names, &dialer, &places, &AtomicU64::new(0))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
     }
     remove(plan, &dialer, lineages.iter().map(String::as_str)).await.map_err(failed)
 }
 
-/// A cluster's shard is named by its lowest slot; without a cluster there is one, named 0.
-fn lineages_told(told: &Status) -> BTreeSet<String> {
+/// A cluster's shard is named by its lowest slot; without a cluster there is one, named 0. A file by its name.
+fn lineages_told(plan: &Plan, told: &Status) -> BTreeSet<String> {
+    if plan.source.redis().is_none() {
+        return told.shards.iter().map(|shard| files::lineage(&shard.id)).collect();
+    }
     let lowest = |slots: &str| slots.parse::<SlotRanges>().ok()?.iter().next().map(|slot| slot.to_string());
     let of_shards = told.shards.iter().map(|shard| lowest(&shard.slots).unwrap_or_else(|| "0".to_owned()));
     std::iter::once("0".to_owned()).chain(of_shards).collect()
 }
 
 /// Names of the source's shards in keys on the target: the same after a failover, and in another process.
-fn lineages(source: &Topology) -> Vec<String> {
+pub fn lineages(source: &Topology) -> Vec<String> {
     identify(source, &[], |_| false).into_iter().map(|shard| shard.lineage).collect()
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::join_all;
 use tokio::sync::watch;
 
 use super::setup::{self, sides};
@@ -19,8 +20,8 @@ use crate::preflight::PreflightReport;
 use crate::source::replication::LinkState;
 use crate::topology::{Topology, server_info};
 use crate::verify::{
-    CHUNK_ABOVE, Deployment, NodeShare, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress,
-    VerifyReport, verify,
+    CHUNK_ABOVE, DatabaseChoice, Deployment, KeyFilter, NodeShare, Settle, VerifyError, VerifyInput,
+    VerifyMode, VerifyProgress, VerifyReport, verify,
 };
 use crate::worker::{Numbers, ShardPhase};
 
@@ -28,9 +29,7 @@ const SAMPLES: usize = 20;
 
 /// Waits until everything that the sources had written when this was called stands on the target.
 pub async fn settle(shards: &[Shard]) {
-    for shard in shards {
-        settle_shard(shard).await;
-    }
+    join_all(shards.iter().map(settle_shard)).await;
 }
 
 /// After a failover the offset of the server before says nothing: then the new one is asked.
@@ -57,18 +56,34 @@ async fn settle_shard(shard: &Shard) {
 /// Waits until the target has everything of this shard up to `offset` (`None`: everything received). Does
 /// not end when the worker is over, which has not settled anything: those who watch the workers see that.
 pub async fn caught_up(shard: &Shard, offset: Option<i64>) {
+    let question = shard.progress.ask(offset);
     let reached = |numbers: &Numbers| {
         let reached = match offset {
             Some(offset) => numbers.applied_offset >= offset,
             None => numbers.lag_bytes == 0,
         };
+        // What a worker elsewhere told may be some seconds old.
+        let fresh = shard.progress.has_answered(question);
         // After a new full resync, an offset of the history before says nothing.
         let same_history =
             || shard.link().origin.is_some_and(|origin| origin.replication_id == numbers.replication_id);
-        !numbers.stopped && numbers.phase == ShardPhase::IncrementalSync && reached && same_history()
+        let works = !numbers.stopped && numbers.phase == ShardPhase::IncrementalSync;
+        works && fresh && reached && same_history()
     };
     // The shard holds the sender, so that there is no error.
     let _ = shard.progress.numbers.subscribe().wait_for(reached).await;
+}
+
+/// Waits until every worker in another process has said once more how far it is.
+pub async fn heard(shards: &[Shard]) {
+    join_all(shards.iter().map(async |shard| {
+        // That far it is already.
+        let question = shard.progress.ask(Some(0));
+        let answered = |_: &Numbers| shard.progress.has_answered(question);
+        // The shard holds the sender, so that there is no error.
+        let _ = shard.progress.numbers.subscribe().wait_for(answered).await;
+    }))
+    .await;
 }
 
 /// Waits until no key of this shard holds its expiry on the target any more.
@@ -83,6 +98,9 @@ pub async fn released(shard: &Shard) {
 /// The replication offset of `server` (`None`: of the shard's master) now. `None`: it does not let us ask,
 /// or it is a SYNC source, whose offsets are not ours; then what was received has to do.
 pub async fn source_offset(shard: &Shard, server: Option<&Address>) -> Option<i64> {
+    if let Some(offset) = shard.progress.scan.settle().await {
+        return Some(offset);
+    }
     let mut backoff = Backoff::default();
     loop {
         if shard.link().origin.is_some_and(|origin| origin.is_unnamed()) {
@@ -149,10 +167,18 @@ pub fn input(
         }
     }
     Ok(Some(VerifyInput {
-        source: deployment(&topology, &setup::source_dialer(plan), Some(&origins)),
-        target: deployment(&target.topology, &setup::target_dialer(plan), None),
+        source: deployment(&topology, &setup::source_dialer(plan)?, Some(&origins)),
+        target: deployment(&target.topology, &setup::target_dialer(plan)?, None),
         databases: plan.database_map.clone(),
-        include: None,
+        copied: plan
+            .transform
+            .clone()
+            .map(|transform| Arc::new(move |db| transform.databases.admits(db)) as DatabaseChoice),
+        include: plan
+            .transform
+            .clone()
+            .map(|transform| Arc::new(move |db, key: &[u8]| transform.admits(db, key)) as KeyFilter),
+        script: plan.transform.as_ref().and_then(|transform| transform.script.clone()),
         mode,
         rounds: plan.verification.rounds,
         max_samples: SAMPLES,
@@ -169,12 +195,13 @@ pub fn show_progress(state: &mut State, progress: &VerifyProgress) {
     verification.differences = progress.differences as i64;
 }
 
-/// True when no more differs than the plan allows.
-pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport) -> bool {
+/// True when no more differs than the plan allows. The condition's message begins with `when`.
+pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport, when: &str) -> bool {
     let verification = &mut state.status.verification;
     verification.round = i64::from(report.rounds);
     verification.keys_compared = report.keys_compared as i64;
     verification.differences = report.differences() as i64;
+    verification.unsupported = report.unsupported as i64;
     verification.samples = report
         .samples
         .iter()
@@ -187,7 +214,26 @@ pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport) -> boo
         .collect();
     verification.completion_time = Some(now());
     let passed = report.differences() <= plan.verification.max_differences;
-    let VerifyReport { keys_compared, missing, different, extra, unchecked, unsettled, .. } = report;
+    let message = format!("{when}{}", in_words(plan, report));
+    let why = if passed { reason::COMPLETED } else { reason::VERIFICATION_FAILED };
+    state.set(conditions::VERIFIED, passed, why, &message);
+    state.publish();
+    passed
+}
+
+/// What was compared, and what was found.
+pub fn in_words(plan: &Plan, report: &VerifyReport) -> String {
+    let VerifyReport {
+        keys_compared,
+        missing,
+        different,
+        extra,
+        unchecked,
+        unsettled,
+        unsupported,
+        not_compared,
+        ..
+    } = report;
     let mut message =
         format!("{keys_compared} keys compared: {missing} missing, {different} different, {extra} extra");
     if *unchecked > 0 {
@@ -199,15 +245,24 @@ pub fn show_report(state: &mut State, plan: &Plan, report: &VerifyReport) -> boo
             "; not settled, as they change all the time or are too large: {unsettled} ({named})"
         ));
     }
-    let why = if passed { reason::COMPLETED } else { reason::VERIFICATION_FAILED };
-    state.set(conditions::VERIFIED, passed, why, &message);
-    state.publish();
-    passed
+    if *unsupported > 0 {
+        message.push_str(&format!("; {unsupported} that the target cannot hold by its version, left out"));
+    }
+    if plan.transform.as_ref().is_some_and(|transform| transform.script.is_some()) {
+        message.push_str(&format!(
+            "; not compared, as filter.lua changes or drops them: {not_compared}, nor what only the target has"
+        ));
+    }
+    message
 }
 
 /// `redis-migration verify`: no worker runs; both sides are taken as they are.
 pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> Outcome {
     let mut state = State::new(&plan, observers);
+    if plan.source.redis().is_none() || plan.target.redis().is_none() {
+        let message = "verify compares two servers, and a side is a file: nothing to compare".to_owned();
+        return failed(&mut state, reason::INVALID_SPEC, message);
+    }
     state.phase(Phase::Preflight, "looking at both sides");
     let report = match setup::preflight(&plan, false).await {
         Ok(report) => report,
@@ -243,8 +298,14 @@ pub async fn run_alone(plan: Arc<Plan>, options: RunOptions, observers: Observer
     };
     match result {
         Ok(report) => {
-            if show_report(&mut state, &plan, &report) {
+            if show_report(&mut state, &plan, &report, "") {
                 let mut message = match report.unsettled {
+                    0 if report.not_compared > 0 => {
+                        let others = report.not_compared;
+                        format!(
+                            "source and target are equal, but for {others} key(s) that filter.lua changes or drops, which are not compared"
+                        )
+                    }
                     0 => "source and target are equal".to_owned(),
                     unsettled => {
                         format!("source and target are equal, but for {unsettled} key(s) not settled")

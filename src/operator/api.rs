@@ -11,6 +11,10 @@ use kube::{Client, ResourceExt};
 
 /// Longer than any answer takes that is still of use.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What the API server says of a field that its definition does not have (apimachinery, structured-merge-diff).
+const UNDECLARED: &str = "field not declared in schema";
+/// As api/core/v1 of Kubernetes has it, since 1.16.
+const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 /// Keeps the object until the run is stopped and nothing of it is left on the target.
 pub const FINALIZER: &str = "redis-migration.io/cleanup";
 
@@ -18,8 +22,8 @@ pub const FINALIZER: &str = "redis-migration.io/cleanup";
 pub enum ApiError {
     #[error("{what}: {}", told(source))]
     Request { what: String, source: Box<kube::Error> },
-    #[error("{what}: the API server did not answer within {} s", PATIENCE.as_secs())]
-    Late { what: String },
+    #[error("{what}: the API server did not answer within {} s", after.as_secs())]
+    Late { what: String, after: Duration },
 }
 
 impl ApiError {
@@ -38,6 +42,14 @@ impl ApiError {
         self.code() == Some(404)
     }
 
+    /// Its namespace is being deleted: nothing is created there any more.
+    pub fn is_namespace_terminating(&self) -> bool {
+        let Self::Request { source, .. } = self else { return false };
+        let kube::Error::Api(status) = &**source else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 403 && causes.into_iter().any(|cause| cause.reason == NAMESPACE_TERMINATING)
+    }
+
     /// Somebody else was faster.
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
@@ -46,6 +58,10 @@ impl ApiError {
 
 fn told(error: &kube::Error) -> String {
     match error {
+        kube::Error::Api(status) if status.message.contains(UNDECLARED) => format!(
+            "{} ({}); the CustomResourceDefinition is older than this operator: upgrade it with the chart, or apply crds/redismigrations.yaml of this version",
+            status.message, status.code
+        ),
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         other => {
             let mut text = other.to_string();
@@ -68,11 +84,19 @@ pub async fn call<T>(
     what: impl Into<String>,
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, ApiError> {
+    call_within(PATIENCE, what, request).await
+}
+
+pub async fn call_within<T>(
+    after: Duration,
+    what: impl Into<String>,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ApiError> {
     let what = what.into();
-    match tokio::time::timeout(PATIENCE, request).await {
+    match tokio::time::timeout(after, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(ApiError::Request { what, source: Box::new(source) }),
-        Err(_) => Err(ApiError::Late { what }),
+        Err(_) => Err(ApiError::Late { what, after }),
     }
 }
 
@@ -93,6 +117,14 @@ pub async fn fresh(client: &Client, object: &RedisMigration) -> Result<Option<Re
     )
     .await?;
     Ok(found.filter(|found| found.uid() == object.uid()))
+}
+
+/// The object of that uid, as it is now.
+pub async fn find(client: &Client, target: &Target) -> Result<Option<RedisMigration>, ApiError> {
+    let api: Api<RedisMigration> = Api::namespaced(client.clone(), &target.namespace);
+    let what = format!("get RedisMigration {}/{}", target.namespace, target.name);
+    let found = call(what, api.get_opt(&target.name)).await?;
+    Ok(found.filter(|found| found.uid().as_deref() == Some(&target.uid)))
 }
 
 pub fn has_finalizer(object: &RedisMigration) -> bool {
@@ -153,5 +185,22 @@ impl Target {
             name: object.name_any(),
             uid: object.uid().unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_that_is_older_is_told_from_other_faults() {
+        let told = |message: &str| {
+            let status = kube::core::Status::failure(message, "InternalError").with_code(500);
+            let source = Box::new(kube::Error::Api(status.boxed()));
+            ApiError::Request { what: "apply the status of a/b".to_owned(), source }.to_string()
+        };
+        let older = "failed to create typed patch object (a/b): .status.news: field not declared in schema";
+        assert!(told(older).contains(".status.news") && told(older).contains("older than this operator"));
+        assert_eq!(told("etcdserver: no leader"), "apply the status of a/b: etcdserver: no leader (500)");
     }
 }

@@ -122,7 +122,7 @@ impl Claims {
             }
             Some(_) => return Ok(Claimed::Ours),
             None => {
-                let metadata = self.metadata(object, &name);
+                let metadata = metadata(object, &name, MIGRATION);
                 let lease = Lease { metadata, spec: Some(spec(0)) };
                 call(what, api.create(&PostParams::default(), &lease)).await
             }
@@ -133,39 +133,22 @@ impl Claims {
                 Ok(Claimed::Ours)
             }
             Err(error) if error.is_conflict() || error.is_not_found() => {
-                // What the watch has not told yet.
-                let found = call(format!("get Lease {name}"), api.get_opt(&name)).await?;
-                let mut state = self.lock();
-                match found {
-                    Some(lease) => drop(state.leases.insert(target.uid, Known { lease, ours: false })),
-                    None => drop(state.leases.remove(&target.uid)),
-                }
+                self.read(&target).await?;
                 Ok(Claimed::Missed)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn metadata(&self, object: &RedisMigration, name: &str) -> ObjectMeta {
-        let labels = [
-            (LABEL, MIGRATION.to_owned()),
-            ("app.kubernetes.io/managed-by", "redis-migration".to_owned()),
-            ("redis-migration.io/name", object.name_any()),
-        ];
-        let labels: BTreeMap<String, String> = labels.map(|(key, value)| (key.to_owned(), value)).into();
-        // Of its uid, so that it goes with the object. Blocking the object's deletion would take a permission
-        // more, and the finalizer does that anyway.
-        let owner = OwnerReference {
-            block_owner_deletion: None,
-            controller: None,
-            ..object.owner_ref(&()).unwrap_or_default()
-        };
-        ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some(labels),
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
+    /// Reads the Lease, as what the watch told may be old: it is late, or this process was frozen.
+    pub async fn read(&self, target: &Target) -> Result<(), ApiError> {
+        let name = lease_name(&target.uid);
+        let found = call(format!("get Lease {name}"), self.leases(&target.namespace).get_opt(&name)).await?;
+        match found {
+            Some(lease) => drop(self.saw(&lease)),
+            None => drop(self.lock().leases.remove(&target.uid)),
         }
+        Ok(())
     }
 
     /// Gives the migration to whoever wants it. Only what is ours is removed.
@@ -290,8 +273,31 @@ impl Claims {
     }
 }
 
+/// Of a Lease about `object`; `kind`: what it is the Lease of.
+pub fn metadata(object: &RedisMigration, name: &str, kind: &str) -> ObjectMeta {
+    let labels = [
+        (LABEL, kind.to_owned()),
+        ("app.kubernetes.io/managed-by", "redis-migration".to_owned()),
+        ("redis-migration.io/name", object.name_any()),
+    ];
+    let labels: BTreeMap<String, String> = labels.map(|(key, value)| (key.to_owned(), value)).into();
+    // Of its uid, so that it goes with the object. Blocking the object's deletion would take a permission
+    // more, and the finalizer does that anyway.
+    let owner = OwnerReference {
+        block_owner_deletion: None,
+        controller: None,
+        ..object.owner_ref(&()).unwrap_or_default()
+    };
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        labels: Some(labels),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
 /// The migration that a Lease is about.
-fn owner(lease: &Lease) -> Option<Target> {
+pub fn owner(lease: &Lease) -> Option<Target> {
     let owners = lease.metadata.owner_references.as_deref().unwrap_or_default();
     let owner = owners.iter().find(|owner| owner.kind == RedisMigration::kind(&()))?;
     Some(Target { namespace: lease.namespace()?, name: owner.name.clone(), uid: owner.uid.clone() })

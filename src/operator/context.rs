@@ -2,21 +2,22 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::api::{Target, has_finalizer};
+use super::agents::Agents;
+use super::api::{ApiError, Target, has_finalizer};
 use super::claims::Claims;
-use super::decide::{Recorded, Situation};
+use super::decide::{Claim, Recorded, Situation};
 use super::health::Health;
 use super::members::Members;
 use super::runs::Runs;
+use super::seats::Seats;
 use super::writer::Writer;
 use crate::api::{Phase, RedisMigration, Status};
 
@@ -29,6 +30,8 @@ pub struct Context {
     pub client: Client,
     pub members: Members,
     pub claims: Claims,
+    pub seats: Seats,
+    pub agents: Agents,
     pub runs: Arc<Runs>,
     pub health: Arc<Health>,
     pub data_dir: Option<PathBuf>,
@@ -39,7 +42,7 @@ pub struct Context {
     parked: Mutex<HashMap<String, i64>>,
     /// Since when nobody has held what we leave to others.
     free_since: Mutex<HashMap<String, Instant>>,
-    leaving: AtomicBool,
+    leaving: watch::Sender<bool>,
 }
 
 impl Context {
@@ -58,7 +61,9 @@ impl Context {
         };
         Self {
             members: Members::new(client.clone(), identity.clone(), namespace),
-            claims: Claims::new(client.clone(), identity),
+            claims: Claims::new(client.clone(), identity.clone()),
+            seats: Seats::new(client.clone(), identity),
+            agents: Agents::default(),
             runs: Arc::new(runs),
             health,
             data_dir,
@@ -67,7 +72,7 @@ impl Context {
             triggers,
             parked: Mutex::default(),
             free_since: Mutex::default(),
-            leaving: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
         }
     }
 
@@ -94,8 +99,30 @@ impl Context {
         }
     }
 
+    /// Another replica holds the migration.
+    pub fn is_elsewhere(&self, object: &RedisMigration) -> bool {
+        let uid = object.uid().unwrap_or_default();
+        self.claims.of(&uid, |identity| self.members.is_gone(identity)) == Claim::Theirs
+    }
+
     pub fn writer(&self, object: &RedisMigration, before: Option<&Status>) -> Writer {
-        Writer::new(self.client.clone(), self.recorder.clone(), Target::of(object), before)
+        self.writer_of(Target::of(object), before)
+    }
+
+    /// Of a shard whose migration another replica coordinates.
+    pub fn shard_writer(&self, target: &Target) -> Writer {
+        self.writer_of(target.clone(), None)
+    }
+
+    fn writer_of(&self, target: Target, before: Option<&Status>) -> Writer {
+        let identity = self.members.identity.clone();
+        Writer::new(self.client.clone(), self.recorder.clone(), target, identity, before)
+    }
+
+    /// Gives the migration up, and with it its shards.
+    pub async fn release(&self, target: &Target) -> Result<(), ApiError> {
+        self.seats.remove_all(target).await?;
+        self.claims.release(target).await
     }
 
     pub fn park(&self, object: &RedisMigration) {
@@ -119,6 +146,7 @@ impl Context {
         self.not_free(uid);
         self.claims.forget(uid);
         self.runs.forget(uid);
+        self.runs.unlearn(uid);
     }
 
     /// Has the object looked at soon.
@@ -135,11 +163,15 @@ impl Context {
     }
 
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
+        self.leaving.send_replace(true);
     }
 
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst)
+        *self.leaving.borrow()
+    }
+
+    pub fn leaving(&self) -> watch::Receiver<bool> {
+        self.leaving.subscribe()
     }
 }
 

@@ -59,8 +59,9 @@ pub enum Run {
 pub enum End {
     /// As it was asked to.
     Stopped,
-    /// Completed or failed for good.
-    Final,
+    Completed,
+    /// For good.
+    Failed,
     /// Of something that may pass, such as a server that is not there.
     Transient,
     /// Another process writes to the target.
@@ -115,7 +116,10 @@ pub fn decide(s: &Situation) -> Step {
 fn ended(s: &Situation, end: End) -> Step {
     match end {
         // True whoever holds the Lease by now: what a later run would go on from is gone from the target.
-        End::Final => Step::Conclude,
+        End::Completed => Step::Conclude,
+        // Where one run failed, as with a pause that ran out while it was frozen, its successor need not.
+        End::Failed if s.claim == Claim::Theirs => Step::Forget,
+        End::Failed => Step::Conclude,
         End::Stopped => Step::Forget,
         End::Transient | End::Superseded if s.claim != Claim::Mine || s.deleting || s.suspend => Step::Forget,
         End::Transient | End::Superseded => Step::PutOff,

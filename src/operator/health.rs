@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// A watch that fails for so long, although the API server answers, is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(90);
-/// A watch tries again within 30 s at most; one that has not failed for longer works.
+/// A watch tries again within 5 s at most; one that has not failed for longer works.
 const QUIET: Duration = Duration::from_secs(45);
 
 #[derive(Default)]

@@ -16,6 +16,7 @@ use super::claims::Claimed;
 use super::context::{Context, generation};
 use super::decide::{Run, Step, Why, decide};
 use super::members::modesty;
+use super::placing::{Placing, Shared};
 use super::runs::{Ended, Start, by};
 use super::secrets::Secrets;
 use super::status::{Told, is_finished};
@@ -28,6 +29,8 @@ use crate::migration::Outcome;
 const STEPS_MAX: usize = 20;
 /// A Lease that was deleted while somebody holds on to it.
 const LEFT_TO_HOLDER: Duration = Duration::from_secs(2);
+/// Who ran a migration ends it first, and has the Secrets that it needs for that.
+const LEFT_TO_RUNNER: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Error)]
@@ -71,12 +74,15 @@ impl Context {
         match step {
             Step::Wait => {
                 self.not_free(&uid);
+                if self.is_elsewhere(&object) {
+                    self.runs.unlearn(&uid);
+                }
                 let rest = self.runs.waits(&uid).map_or_else(Action::await_change, Action::requeue);
                 Ok(Next::Rest(rest))
             }
             Step::Claim => self.claim(object).await,
             Step::Release => {
-                self.claims.release(&Target::of(&object)).await?;
+                self.release(&Target::of(&object)).await?;
                 Ok(Next::Rest(Action::await_change()))
             }
             Step::Start => self.start(object).await,
@@ -132,11 +138,23 @@ impl Context {
             // Whoever works on it makes it anew at once.
             wait = wait.max(LEFT_TO_HOLDER);
         }
+        let deleting = object.metadata.deletion_timestamp.is_some() && !running;
         let left = wait.saturating_sub(self.free_for(&target.uid));
         if !running && !left.is_zero() {
             return Ok(Next::Rest(Action::requeue(left)));
         }
-        match self.claims.claim(&object).await? {
+        let claimed = match self.claims.claim(&object).await {
+            // Its Lease went with the namespace, and nobody can have another one.
+            Err(error) if deleting && error.is_namespace_terminating() => {
+                let left = LEFT_TO_RUNNER.saturating_sub(self.free_for(&target.uid));
+                if self.runs.latest(&target.uid).is_none() && !left.is_zero() {
+                    return Ok(Next::Rest(Action::requeue(left)));
+                }
+                return self.clean_up(object).await;
+            }
+            claimed => claimed?,
+        };
+        match claimed {
             Claimed::Missed => Ok(Next::Rest(Action::requeue(SOON))),
             Claimed::Ours => {
                 self.not_free(&target.uid);
@@ -145,7 +163,7 @@ impl Context {
                 match fresh(&self.client, &object).await? {
                     Some(now) => Ok(Next::Again(Box::new(now))),
                     None => {
-                        self.claims.release(&target).await?;
+                        self.release(&target).await?;
                         Ok(Next::Rest(Action::await_change()))
                     }
                 }
@@ -200,6 +218,10 @@ impl Context {
             earlier: object.status.clone(),
             writer,
             identity: self.members.identity.clone(),
+            place: Box::new({
+                let (context, object) = (Arc::clone(self), object.clone());
+                move |plans| Arc::new(Shared(Arc::new(Placing::new(context, object, plans))))
+            }),
         };
         let context = Arc::clone(self);
         self.runs.start(start, move || {
@@ -209,7 +231,7 @@ impl Context {
     }
 
     /// The plan and the Secrets behind it, or what is wrong with the spec.
-    async fn resolve(
+    pub(super) async fn resolve(
         &self,
         object: &RedisMigration,
         earlier: &Secrets,

@@ -17,7 +17,7 @@ use super::status::is_transient;
 use super::writer::Writer;
 use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
-use crate::migration::{self, Observers, Outcome, RunOptions, StopRequest, Until};
+use crate::migration::{self, Observers, Outcome, Placement, RunOptions, StopRequest, Until};
 use crate::telemetry::{EngineGauges, Observed, ObservedSet};
 
 /// A drain is over within so long, or it is cut short: with exactly once the target knows where to go on.
@@ -30,7 +30,17 @@ const PUT_OFF_MAX: Duration = Duration::from_secs(15);
 #[derive(Default)]
 pub struct Runs {
     entries: Mutex<HashMap<String, Entry>>,
+    /// Of migrations that ran here last, by uid: what removing their keys from the target takes when the Secrets
+    /// are gone before.
+    latest: Mutex<HashMap<String, Latest>>,
     observed: ObservedSet,
+}
+
+/// What a run worked by last.
+#[derive(Clone)]
+pub struct Latest {
+    pub plan: Arc<Plan>,
+    pub secrets: Secrets,
 }
 
 /// How often it was tried in vain, and since when.
@@ -70,6 +80,9 @@ impl Drop for Running {
     }
 }
 
+/// Shares the shards of a run out, by plans that change.
+type Place = Box<dyn FnOnce(watch::Receiver<Arc<Plan>>) -> Arc<dyn Placement> + Send>;
+
 /// What a new run needs.
 pub struct Start {
     pub target: Target,
@@ -80,6 +93,8 @@ pub struct Start {
     pub writer: Writer,
     /// Shown as the worker of its shards.
     pub identity: String,
+    /// Shares its shards out, by plans that change.
+    pub place: Place,
 }
 
 /// A run that has ended.
@@ -92,7 +107,7 @@ pub struct Ended {
 
 impl Runs {
     pub fn new(observed: ObservedSet) -> Self {
-        Self { entries: Mutex::default(), observed }
+        Self { entries: Mutex::default(), latest: Mutex::default(), observed }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
@@ -116,7 +131,7 @@ impl Runs {
 
     /// Starts a run; `ended` is called when it is over.
     pub fn start(self: &Arc<Self>, start: Start, ended: impl FnOnce() + Send + 'static) {
-        let Start { target, plan, secrets, data_dir, earlier, writer, identity } = start;
+        let Start { target, plan, secrets, data_dir, earlier, writer, identity, place } = start;
         let initial = Status { observed_generation: plan.generation, ..Status::default() };
         let (status, status_seen) = watch::channel(initial);
         let (gauges, gauges_seen) = watch::channel(EngineGauges::default());
@@ -137,6 +152,7 @@ impl Runs {
             until: Until::Finished,
             data_dir,
             stop: stop_seen,
+            placement: Some(place(plans_seen.clone())),
             plans: Some(plans_seen),
             earlier,
         };
@@ -148,6 +164,7 @@ impl Runs {
             gauges: gauges_seen,
         });
         let uid = target.uid.clone();
+        self.remember(&uid, &plan, &secrets);
         {
             let mut entries = self.lock();
             let attempts = entries.get(&uid).and_then(|entry| entry.attempts);
@@ -192,6 +209,9 @@ impl Runs {
     /// Asks the run to stop; what drains is cut short after a while.
     pub fn stop(self: &Arc<Self>, uid: &str, why: Why) {
         let at_once = why == Why::Lost;
+        if at_once {
+            self.unlearn(uid);
+        }
         if !self.request(uid, if at_once { StopRequest::Now } else { StopRequest::Drain }) || at_once {
             return;
         }
@@ -243,10 +263,13 @@ impl Runs {
         {
             return false;
         }
+        self.remember(uid, plan, &secrets);
         running.secrets = secrets;
         running.generation = plan.generation;
         running.fault.send_replace(None);
-        running.plans.send_replace(Arc::clone(plan));
+        // What is left out must not change within a run: what was left out before would stay so.
+        let transform = running.plan.transform.clone();
+        running.plans.send_replace(Arc::new(Plan { transform, ..(**plan).clone() }));
         true
     }
 
@@ -264,6 +287,21 @@ impl Runs {
             Some(Entry { state: State::Running(running), .. }) => running.secrets.clone(),
             _ => Secrets::default(),
         }
+    }
+
+    fn remember(&self, uid: &str, plan: &Arc<Plan>, secrets: &Secrets) {
+        let latest = Latest { plan: Arc::clone(plan), secrets: secrets.clone() };
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), latest);
+    }
+
+    /// By what the last run here worked, though it may be over.
+    pub fn latest(&self, uid: &str) -> Option<Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// There is no more to remove from the target, or others are to do so.
+    pub fn unlearn(&self, uid: &str) {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// What the run has told so far, and by which plan.
@@ -340,10 +378,11 @@ impl Runs {
 
 fn end_of(outcome: &Outcome) -> End {
     match outcome {
-        Outcome::Done | Outcome::Differences { .. } => End::Final,
+        Outcome::Done => End::Completed,
+        Outcome::Differences { .. } => End::Failed,
         Outcome::Failed { transient: true, .. } => End::Transient,
         Outcome::Failed { reason, .. } if is_transient(reason) => End::Transient,
-        Outcome::Failed { .. } => End::Final,
+        Outcome::Failed { .. } => End::Failed,
         Outcome::Stopped => End::Stopped,
         Outcome::Superseded { .. } => End::Superseded,
     }
@@ -361,9 +400,9 @@ fn needs_another_run(old: &Plan, new: &Plan, status: &Status) -> bool {
             || old.failure_policy.on_full_resync != new.failure_policy.on_full_resync)
 }
 
-/// Names the worker of all shards.
+/// Names the worker of all shards that are worked on here.
 pub fn by(mut status: Status, identity: &str) -> Status {
-    for shard in &mut status.shards {
+    for shard in status.shards.iter_mut().filter(|shard| shard.worker.is_empty()) {
         identity.clone_into(&mut shard.worker);
     }
     status

@@ -1,27 +1,34 @@
-//! Secrets that a migration names: looked up when it starts, read again whenever a connection is made, so that
+//! Secrets that a migration names, and its ConfigMap: looked up when it starts, read again whenever a connection is made, so that
 //! a rotated one needs no restart. Nothing is watched, so that `get` is all the permission it takes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::Secret as KubeSecret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret as KubeSecret};
 use kube::Client;
 use kube::api::Api;
 
 use super::api::{ApiError, call};
 use crate::api::manifest::{SecretField, SecretStore};
-use crate::api::spec::{Auth, RedisMigrationSpec, Sentinel, Tls};
+use crate::api::spec::{Auth, RedisMigrationSpec, SecretRef, Sentinel, Tls};
 use crate::connection::{Secret, SecretError, SecretSource};
+use crate::object::KEYS;
 
 /// Many connections are made at once; so long one answer serves them.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// The Secrets of one migration, by the field that names them.
 #[derive(Clone, Default)]
-pub struct Secrets(BTreeMap<SecretField, Arc<LiveSecret>>);
+pub struct Secrets {
+    secrets: BTreeMap<SecretField, Arc<LiveSecret>>,
+    /// ConfigMaps by name: as they were when the run began, since what one of them says must not change within it.
+    configs: BTreeMap<String, BTreeMap<String, String>>,
+}
 
 impl Secrets {
     /// Looks up all that `spec` names. What an earlier look-up gave is kept and now follows the new names.
@@ -42,31 +49,47 @@ impl Secrets {
             let secret = read.get(&name).and_then(Option::as_ref);
             let Some(value) = secret.and_then(|secret| secret.data.as_ref()?.get(&key)) else { continue };
             let at = (field, key.clone());
-            let live = match earlier.0.get(&at) {
+            let live = match earlier.secrets.get(&at) {
                 Some(live) => Arc::clone(live),
                 None => Arc::new(LiveSecret {
                     client: client.clone(),
                     namespace: namespace.to_owned(),
                     state: Mutex::default(),
+                    outlives: AtomicBool::new(false),
                 }),
             };
             live.now_is(name, key, value.0.clone());
             found.insert(at, live);
         }
-        Ok(Self(found))
+        let mut configs = BTreeMap::new();
+        if let Some(reference) =
+            spec.filter.lua.config_map_ref.as_ref().filter(|reference| !reference.name.is_empty())
+        {
+            let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+            let what = format!("get ConfigMap {namespace}/{}", reference.name);
+            if let Some(found) = call(what, api.get_opt(&reference.name)).await? {
+                configs.insert(reference.name.clone(), found.data.unwrap_or_default());
+            }
+        }
+        Ok(Self { secrets: found, configs })
     }
 
     pub fn store(&self) -> SecretStore {
-        let secrets = self.0.iter().map(|(field, live)| {
+        let secrets = self.secrets.iter().map(|(field, live)| {
             let source: Arc<dyn SecretSource> = Arc::<LiveSecret>::clone(live);
             (field.clone(), Secret::Elsewhere(source))
         });
-        SecretStore::elsewhere(secrets.collect())
+        SecretStore::elsewhere(secrets.collect()).with_configs(self.configs.clone())
+    }
+
+    /// From here on a Secret that is gone, or that may not be read any more, is as it was read last.
+    pub fn outlive(&self) {
+        self.secrets.values().for_each(|live| live.outlives.store(true, Relaxed));
     }
 
     /// The same fields name one: then a run goes on with them.
     pub fn serve_like(&self, other: &Secrets) -> bool {
-        self.0.keys().eq(other.0.keys())
+        self.secrets.keys().eq(other.secrets.keys())
     }
 }
 
@@ -75,6 +98,8 @@ struct LiveSecret {
     client: Client,
     namespace: String,
     state: Mutex<Held>,
+    /// See `Secrets::outlive`.
+    outlives: AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -103,11 +128,15 @@ impl LiveSecret {
         match call(format!("get Secret {shown}"), api.get_opt(&name)).await {
             Ok(Some(secret)) => {
                 let Some(found) = secret.data.and_then(|mut data| data.remove(&key)) else {
+                    if self.outlives.load(Relaxed) {
+                        return Ok(value);
+                    }
                     return Err(failed(format!("it has no key {key}")));
                 };
                 self.now_is(name, key, found.0.clone());
                 Ok(found.0)
             }
+            Ok(None) | Err(_) if self.outlives.load(Relaxed) => Ok(value),
             Ok(None) => Err(failed("it does not exist".to_owned())),
             // Data flow on while the API server is away.
             Err(error) if error.code().is_none_or(|code| code >= 500 || code == 429) => {
@@ -139,6 +168,26 @@ fn references(spec: &RedisMigrationSpec) -> Vec<Reference> {
     }
     if let Some(redis) = &spec.target.redis {
         side("spec.target.redis", &redis.auth, redis.sentinel.as_ref(), &redis.tls, &mut found);
+    }
+    let files = [
+        (
+            "spec.source.rdbFile",
+            spec.source.rdb_file.as_ref().and_then(|f| f.credentials_secret_ref.as_ref()),
+        ),
+        (
+            "spec.target.rdbFile",
+            spec.target.rdb_file.as_ref().and_then(|f| f.credentials_secret_ref.as_ref()),
+        ),
+        ("spec.target.json", spec.target.json.as_ref().and_then(|f| f.credentials_secret_ref.as_ref())),
+    ];
+    for (path, reference) in files {
+        let Some(SecretRef { name }) = reference else { continue };
+        // A store asks for some of them only: what is not there is not needed.
+        found.extend(KEYS.iter().map(|key| Reference {
+            field: format!("{path}.credentialsSecretRef"),
+            name: name.clone(),
+            key: (*key).to_owned(),
+        }));
     }
     found
 }

@@ -38,7 +38,9 @@ pub fn shard_change(before: Option<&ShardStatus>, now: &ShardStatus) -> Change {
     if before == now {
         return Change::Nothing;
     }
-    if (before.phase, &before.worker) != (now.phase, &now.worker) {
+    // Nobody but the status remembers what is lacking when this process is gone.
+    let told = |shard: &ShardStatus| (shard.phase, shard.worker.clone(), shard.set_aside.is_empty());
+    if told(before) != told(now) {
         return Change::Transition;
     }
     let moving = ShardStatus {
@@ -217,6 +219,9 @@ mod tests {
         assert_eq!(shard_change(Some(&shard), &worked), Change::Progress);
         let other = ShardStatus { worker: "b".to_owned(), ..shard.clone() };
         assert_eq!(shard_change(Some(&shard), &other), Change::Transition);
+        let lacks = |count| ShardStatus { set_aside: [("Values".to_owned(), count)].into(), ..shard.clone() };
+        assert_eq!(shard_change(Some(&shard), &lacks(1)), Change::Transition);
+        assert_eq!(shard_change(Some(&lacks(1)), &lacks(2)), Change::Progress);
     }
 
     #[test]

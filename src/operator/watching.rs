@@ -14,18 +14,42 @@ use kube::runtime::{WatchStreamExt, applier, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::mpsc;
 
+use super::agents;
 use super::api::{Target, shown};
 use super::claims::MIGRATION;
 use super::context::Context;
 use super::members::{LABEL, RENEW, REPLICA};
 use super::reconcile::{ReconcileError, reconcile};
+use super::seats::SHARD;
 use crate::api::RedisMigration;
+use crate::backoff::Backoff;
 
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether the watch of the replicas is one.
+const LOOK: Duration = Duration::from_secs(1);
 /// After a reconcile that failed, mostly as the API server did not answer.
 const RECONCILE_AGAIN: Duration = Duration::from_secs(3);
 
 const MEMBERS: &str = "Leases of the replicas";
+
+/// Pauses of a watch that broke off. They stay short: a replica that does not hear cannot tell who is alive, and an
+/// approval should not wait.
+#[derive(Default)]
+struct Pauses(Backoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.0.pause())
+    }
+}
+
+impl kube::runtime::utils::Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// Name of a watch, for messages.
 fn name_of(what: &str, scope: Option<&str>) -> String {
@@ -56,7 +80,7 @@ pub fn expect(context: &Context, scopes: &[Option<String>]) {
 pub async fn renew(context: Arc<Context>) {
     let mut warned = false;
     loop {
-        let renewed = context.members.renew().await;
+        let renewed = context.members.renew(context.is_leaving()).await;
         match &renewed {
             Ok(()) if warned => {
                 warned = false;
@@ -75,9 +99,26 @@ pub async fn renew(context: Arc<Context>) {
     }
 }
 
+/// A watch over a connection that has died in silence would tell of nobody: one that does not tell what we write
+/// ourselves is begun anew.
 pub async fn members(context: Arc<Context>) {
+    loop {
+        let since = Instant::now();
+        let deaf = async {
+            while !context.members.is_deaf(since) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = hear_members(&context) => {}
+            () = deaf => tracing::warn!("nothing is told of this replica's own renewals; listening anew"),
+        }
+    }
+}
+
+async fn hear_members(context: &Context) {
     let config = watcher::Config::default().labels(&format!("{LABEL}={REPLICA}"));
-    let events = watcher(context.members.leases(), config).default_backoff();
+    let events = watcher(context.members.leases(), config).backoff(Pauses::default());
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -95,7 +136,7 @@ pub async fn members(context: Arc<Context>) {
                     watcher::Event::Init => {}
                 }
             }
-            Err(error) => failed(&context, MEMBERS, &error),
+            Err(error) => failed(context, MEMBERS, &error),
         }
     }
 }
@@ -113,8 +154,9 @@ where
 /// Who holds what.
 pub async fn leases(context: Arc<Context>, scope: Option<String>) {
     let name = leases_in(scope.as_deref());
-    let config = watcher::Config::default().labels(&format!("{LABEL}={MIGRATION}"));
-    let events = watcher(scoped::<Lease>(&context.client, scope.as_deref()), config).default_backoff();
+    let config = watcher::Config::default().labels(&format!("{LABEL} in ({MIGRATION},{SHARD})"));
+    let events =
+        watcher(scoped::<Lease>(&context.client, scope.as_deref()), config).backoff(Pauses::default());
     let mut events = std::pin::pin!(events);
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
@@ -134,20 +176,40 @@ pub async fn leases(context: Arc<Context>, scope: Option<String>) {
             }
             watcher::Event::InitApply(lease) => {
                 listed.extend(lease.uid());
-                context.claims.saw(&lease).into_iter().collect()
+                saw(&context, &lease)
             }
             watcher::Event::InitDone => {
-                let lost = context.claims.keep_only(scope.as_deref(), &std::mem::take(&mut listed));
+                let listed = std::mem::take(&mut listed);
+                context.seats.keep_only(scope.as_deref(), &listed);
+                let lost = context.claims.keep_only(scope.as_deref(), &listed);
                 context.health.listed(&name);
                 lost
             }
-            watcher::Event::Apply(lease) => context.claims.saw(&lease).into_iter().collect(),
+            watcher::Event::Apply(lease) => saw(&context, &lease),
+            watcher::Event::Delete(lease) if is_of_shard(&lease) => {
+                context.seats.saw_deleted(&lease);
+                Vec::new()
+            }
             watcher::Event::Delete(lease) => context.claims.saw_deleted(&lease).into_iter().collect(),
         };
         for target in concerned {
             context.trigger(&target).await;
         }
     }
+}
+
+fn is_of_shard(lease: &Lease) -> bool {
+    lease.labels().get(LABEL).is_some_and(|kind| kind == SHARD)
+}
+
+/// The objects that the message matters to.
+fn saw(context: &Arc<Context>, lease: &Lease) -> Vec<Target> {
+    if !is_of_shard(lease) {
+        return context.claims.saw(lease).into_iter().collect();
+    }
+    context.seats.saw(lease);
+    agents::attend(context);
+    Vec::new()
 }
 
 /// The objects themselves, and the work on them.
@@ -158,7 +220,7 @@ pub async fn migrations(
 ) {
     let (store, writer) = reflector::store();
     let api: Api<RedisMigration> = scoped(&context.client, scope.as_deref());
-    let events = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
+    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default()).reflect(writer);
     let queue = stream::unfold(queue, async |mut queue| {
         queue.recv().await.map(|next| (Ok::<_, Infallible>(next), queue))
     });
@@ -226,7 +288,7 @@ fn abandon(context: &Arc<Context>, target: &Target) {
     let (context, target) = (Arc::clone(context), target.clone());
     tokio::spawn(async move {
         context.runs.stop(&target.uid, super::decide::Why::Lost);
-        if let Err(error) = context.claims.release(&target).await {
+        if let Err(error) = context.release(&target).await {
             tracing::debug!(%error, "the Lease goes with its owner");
         }
         context.forget(&target.uid);

@@ -31,6 +31,8 @@ pub struct Writer {
     client: Client,
     recorder: Recorder,
     target: Target,
+    /// Whose entries are written: those of other replicas' shards they write themselves.
+    identity: String,
     told: Option<Status>,
     told_at: Option<Instant>,
     shards: BTreeMap<String, (ShardStatus, Instant)>,
@@ -40,22 +42,44 @@ pub struct Writer {
 
 impl Writer {
     /// `before`: the status as it is.
-    pub fn new(client: Client, recorder: Recorder, target: Target, before: Option<&Status>) -> Self {
+    pub fn new(
+        client: Client,
+        recorder: Recorder,
+        target: Target,
+        identity: String,
+        before: Option<&Status>,
+    ) -> Self {
         let outdated = before.iter().flat_map(|status| &status.shards).map(|shard| shard.id.clone());
         let outdated = outdated.collect();
         let told = before.cloned();
-        Self { client, recorder, target, told, told_at: None, shards: BTreeMap::new(), outdated }
+        Self { client, recorder, target, identity, told, told_at: None, shards: BTreeMap::new(), outdated }
     }
 
     /// When `status` should be written; `None`: never, as it says nothing new.
     pub fn due(&self, status: &Status, now: Instant) -> Option<Instant> {
         let (Some(told), Some(told_at)) = (&self.told, self.told_at) else { return Some(now) };
         let whole = when(change(told, status), told_at);
-        let shards = status.shards.iter().filter_map(|shard| match self.shards.get(&shard.id) {
+        let ours = status.shards.iter().filter(|shard| shard.worker == self.identity);
+        ours.filter_map(|shard| self.shard_due(shard, now)).chain(whole).min()
+    }
+
+    /// As [`Self::due`], of one shard's entry.
+    pub fn shard_due(&self, shard: &ShardStatus, now: Instant) -> Option<Instant> {
+        match self.shards.get(&shard.id) {
             Some((before, at)) => when(shard_change(Some(before), shard), *at),
             None => Some(now),
-        });
-        shards.chain(whole).min()
+        }
+    }
+
+    /// Writes one shard's entry, if it says anything new.
+    pub async fn write_shard(&mut self, shard: &ShardStatus) -> Result<(), ApiError> {
+        let before = self.shards.get(&shard.id).map(|(before, _)| before);
+        if shard_change(before, shard) == Change::Nothing {
+            return Ok(());
+        }
+        self.apply(&manager(&shard.id), &json!({"shards": [shard]})).await?;
+        self.shards.insert(shard.id.clone(), (shard.clone(), Instant::now()));
+        Ok(())
     }
 
     /// Writes what is new; a status whose change is not due yet may be among it.
@@ -65,12 +89,12 @@ impl Writer {
         }
         let now = Instant::now();
         for shard in &status.shards {
-            let before = self.shards.get(&shard.id).map(|(before, _)| before);
-            if shard_change(before, shard) == Change::Nothing {
-                continue;
+            if shard.worker == self.identity {
+                self.write_shard(shard).await?;
+            } else {
+                // Should it come back, its entry is another one by then.
+                self.shards.remove(&shard.id);
             }
-            self.apply(&manager(&shard.id), &json!({"shards": [shard]})).await?;
-            self.shards.insert(shard.id.clone(), (shard.clone(), now));
         }
         if !status.shards.is_empty() {
             self.remove_outdated(&status.shards).await?;

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::{PreflightError, PreflightInput, Side};
+use crate::loss::Loss;
 use crate::topology::{Node, Role, ServerRole, Topology};
+use crate::version::ServerVersion;
 
 /// Less than this is overrun within seconds of a broken link under a moderate write load.
 const SMALL_BACKLOG: u64 = 16 << 20;
@@ -14,11 +16,19 @@ pub(super) fn covered(topology: &Topology, role: Role) -> Result<(), PreflightEr
     if slots.is_empty() { Ok(()) } else { Err(PreflightError::Uncovered { role, slots }) }
 }
 
-pub(super) fn source(side: &Side, warnings: &mut Vec<String>) -> Result<(), PreflightError> {
+/// `replicates`: the source is to send its stream of commands.
+pub(super) fn source(
+    side: &Side,
+    replicates: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), PreflightError> {
     for server in &side.servers {
         let (address, info) = (&server.address, &server.info);
         if info.role == ServerRole::Replica && !info.master_link_up {
             return Err(PreflightError::ReplicaUnlinked { address: address.clone() });
+        }
+        if !replicates {
+            continue;
         }
         if info.backlog_size > 0 && info.backlog_size < SMALL_BACKLOG {
             warnings.push(format!(
@@ -128,20 +138,50 @@ pub(super) fn memory(
     Ok(())
 }
 
-pub(super) fn modules(source: &Side, target: &Side, warnings: &mut Vec<String>) {
+/// What the source may hold and its target cannot: a warning, or a fault where nothing may be lost.
+pub(super) fn losses(
+    (from, to): (ServerVersion, ServerVersion),
+    losses: &[Loss],
+    strict: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), PreflightError> {
+    if losses.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = losses.iter().map(Loss::to_string).collect();
+    let what = format!("{to} has no equivalent for {} of {from}", list.join(", "));
+    if strict {
+        return Err(PreflightError::NoEquivalent { what });
+    }
+    warnings
+        .push(format!("{what}; if there are any, they are left out and counted in status.quarantine.kinds"));
+    Ok(())
+}
+
+pub(super) fn modules(
+    source: &Side,
+    target: &Side,
+    strict: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), PreflightError> {
     let mut missing = HashSet::new();
+    // Before 4.0 there is no MODULE to ask.
+    let none = (!target.topology.server.has_redis(4, 0)).then(Vec::new);
     for server in &target.servers {
-        let Some(present) = &server.modules else { continue };
+        let Some(present) = server.modules.as_ref().or(none.as_ref()) else { continue };
         let wanted = source.servers.iter().filter_map(|server| server.modules.as_ref()).flatten();
         missing.extend(wanted.filter(|module| !present.contains(module)));
     }
     let mut missing: Vec<_> = missing.into_iter().collect();
     missing.sort();
     for module in missing {
-        warnings.push(format!(
-            "target: lacks the module {module} of the source; keys of its types will be quarantined"
-        ));
+        let what = format!("target: lacks the module {module} of the source");
+        if strict {
+            return Err(PreflightError::NoEquivalent { what });
+        }
+        warnings.push(format!("{what}; keys of its types will be quarantined"));
     }
+    Ok(())
 }
 
 /// The first number behind `slave` (or `replica`): `normal 0 0 0 slave 268435456 67108864 60 …`.

@@ -27,9 +27,9 @@ pub enum PreflightError {
         "source {source_address} and target {target_address} are {what}; a migration onto itself would destroy data"
     )]
     SameServer { source_address: Address, target_address: Address, what: &'static str },
-    /// `what` names both versions and the types.
-    #[error("{what}; use a newer target")]
-    Unloadable { what: String },
+    /// `what` names both sides and what is lost.
+    #[error("{what}, and failurePolicy.maxQuarantined is 0; use a newer target, or allow some")]
+    NoEquivalent { what: String },
     #[error(
         "the source holds keys in database {}, but the target has only {available}; map them with databaseMap or exclude them",
         list(.databases)
@@ -65,7 +65,7 @@ impl PreflightError {
             | Self::TargetIsReplica { .. }
             | Self::Uncovered { .. }
             | Self::SameServer { .. }
-            | Self::Unloadable { .. }
+            | Self::NoEquivalent { .. }
             | Self::Databases { .. }
             | Self::TooLittleMemory { .. }
             | Self::NoPsync { .. } => reason::PREFLIGHT_FAILED,

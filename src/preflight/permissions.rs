@@ -17,6 +17,15 @@ const ON_SOURCE: [Needed; 2] = [
     Needed { words: &["PSYNC", "?", "-1"], categories: &["admin", "slow", "dangerous"] },
     Needed { words: &["REPLCONF", "listening-port", "0"], categories: &["admin", "slow", "dangerous"] },
 ];
+/// Where nothing is replicated but read.
+const TO_SCAN: [Needed; 4] = [
+    Needed { words: &["SCAN", "0"], categories: &["keyspace", "read", "slow"] },
+    Needed { words: &["TYPE", "redis-migration:probe"], categories: &["keyspace", "read", "fast"] },
+    Needed { words: &["PTTL", "redis-migration:probe"], categories: &["keyspace", "read", "fast"] },
+    Needed { words: &[DUMP, "redis-migration:probe"], categories: &["keyspace", "read", "slow"] },
+];
+/// The one of them that can be done without.
+const DUMP: &str = "DUMP";
 const ON_TARGET: [Needed; 3] = [
     Needed { words: &["SET", "redis-migration:probe", ""], categories: &["write", "string", "slow"] },
     Needed {
@@ -39,7 +48,7 @@ pub(super) async fn permissions(
     }
     let needed: &[Needed] = match (role, psync) {
         (Role::Source, Some(_)) => &ON_SOURCE,
-        (Role::Source, None) => return Ok(None),
+        (Role::Source, None) => &TO_SCAN,
         (Role::Target, _) => &ON_TARGET,
     };
     let user = match connection.query_text(&[b"ACL", b"WHOAMI"]).await {
@@ -50,6 +59,7 @@ pub(super) async fn permissions(
         // Before 6.0 there are no users.
         Err(error) => return optional(error, role).map(|()| None),
     };
+    let mut slower = None;
     for command in needed {
         let name = name(command, psync);
         let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes(), name.as_bytes()];
@@ -57,6 +67,9 @@ pub(super) async fn permissions(
         match connection.query(&args).await {
             // Refusals come as a text, not as an error.
             Ok(reply) => match reply.text() {
+                Some(text) if text.contains("permissions to run the") && name == DUMP => {
+                    slower = Some(without_dump(connection));
+                }
                 Some(text) if text.contains("permissions to run the") => {
                     return Err(forbidden(connection, role, name, text.to_owned()));
                 }
@@ -68,7 +81,7 @@ pub(super) async fn permissions(
             }
         }
     }
-    Ok(None)
+    Ok(slower)
 }
 
 async fn by_rules(
@@ -97,6 +110,9 @@ async fn by_rules(
     for command in needed {
         let name = name(command, psync);
         if !allows(rules, name, command.categories) {
+            if name == DUMP {
+                return Ok(Some(without_dump(connection)));
+            }
             let text = format!("the rules of the user {user} do not allow it: {rules}");
             return Err(forbidden(connection, role, name, text));
         }
@@ -135,6 +151,13 @@ fn name<'a>(command: &Needed, psync: Option<&'a str>) -> &'a str {
 fn forbidden(connection: &Connection, role: Role, command: &str, text: String) -> PreflightError {
     let (address, command) = (connection.address().clone(), command.to_owned());
     PreflightError::Forbidden { role, address, command, text }
+}
+
+fn without_dump(connection: &Connection) -> String {
+    format!(
+        "source: {}: the user may not run DUMP; values are read element by element, which takes longer",
+        connection.address()
+    )
 }
 
 fn unchecked(connection: &Connection, role: Role, needed: &[Needed], psync: Option<&str>) -> String {

@@ -1,7 +1,7 @@
 //! What one server tells about itself.
 
-use super::PreflightError;
 use super::permissions::{optional, permissions};
+use super::{Claimed, PreflightError};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::Reply;
 use crate::target::keys::PREFIX;
@@ -61,13 +61,17 @@ pub(super) async fn survey(
     })
 }
 
-/// Fails when one of `servers` holds a key that is not ours.
-pub(super) async fn empty(dialer: &Dialer, servers: &[Survey]) -> Result<(), PreflightError> {
+/// Fails when one of `servers` holds a key that is not ours and that is `claimed` (`None`: any).
+pub(super) async fn empty(
+    dialer: &Dialer,
+    servers: &[Survey],
+    claimed: Option<&Claimed>,
+) -> Result<(), PreflightError> {
     let looked = servers.iter().filter(|survey| survey.info.keys() > 0).map(|survey| async move {
         let failed = |source| PreflightError::Connection { role: Role::Target, source };
         let mut connection = dialer.connect(&survey.address).await.map_err(failed)?;
         for (database, _) in &survey.info.keyspace {
-            if holds_foreign_key(&mut connection, *database).await.map_err(failed)? {
+            if holds_foreign_key(&mut connection, *database, claimed).await.map_err(failed)? {
                 let (address, keys) = (survey.address.clone(), survey.info.keys());
                 return Err(PreflightError::TargetNotEmpty { address, database: *database, keys });
             }
@@ -77,7 +81,11 @@ pub(super) async fn empty(dialer: &Dialer, servers: &[Survey]) -> Result<(), Pre
     futures::future::try_join_all(looked).await.map(|_| ())
 }
 
-async fn holds_foreign_key(connection: &mut Connection, database: u64) -> Result<bool, ConnectionError> {
+async fn holds_foreign_key(
+    connection: &mut Connection,
+    database: u64,
+    claimed: Option<&Claimed>,
+) -> Result<bool, ConnectionError> {
     if database != 0 {
         connection.query(&[b"SELECT", database.to_string().as_bytes()]).await?;
     }
@@ -85,7 +93,11 @@ async fn holds_foreign_key(connection: &mut Connection, database: u64) -> Result
     loop {
         let reply = connection.query(&[b"SCAN", &cursor, b"COUNT", PAGE.as_bytes()]).await?;
         let [next, keys] = reply.items() else { return Err(connection.unexpected(b"SCAN")) };
-        let foreign = |key: &Reply| !key.bytes().is_some_and(|key| key.starts_with(PREFIX));
+        let foreign = |key: &Reply| {
+            key.bytes().is_none_or(|key| {
+                !key.starts_with(PREFIX) && claimed.is_none_or(|claimed| claimed(database, key))
+            })
+        };
         if keys.items().iter().any(foreign) {
             return Ok(true);
         }

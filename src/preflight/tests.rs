@@ -17,11 +17,13 @@ fn input(source: RedisAccess, target: RedisAccess) -> PreflightInput {
             dialer: Dialer::new(target.clone(), "test"),
             access: target,
             must_be_empty: true,
+            claimed: None,
         }),
         database_map: BTreeMap::new(),
         include_databases: Vec::new(),
         exclude_databases: Vec::new(),
         filtered: false,
+        nothing_may_be_lost: false,
     }
 }
 
@@ -312,13 +314,22 @@ async fn servers_of_every_version_are_understood() {
 }
 
 #[tokio::test]
-async fn a_target_too_old_for_the_source() {
-    let (source, target) = (Server::start(&[]), Server::start_cached("redis-5.0.6"));
-    let error = fault(&input(source.access(), target.access())).await;
-    let text = error.to_string();
-    assert!(matches!(error, PreflightError::Unloadable { .. }), "{text}");
-    assert!(text.contains("Redis 7.0.15") && text.contains("Redis 5.0.6"), "{text}");
-    preflight(&input(target.access(), source.access()))
-        .await
-        .expect("the newer server takes the older one's data");
+async fn an_older_target_is_warned_of_unless_nothing_may_be_lost() {
+    let (source, target) = (Server::start(&[]), Server::start_cached("redis-3.2.6"));
+    let mut strict = input(source.access(), target.access());
+    let report = preflight(&strict).await.unwrap();
+    let told = |text: &str| report.warnings.iter().any(|warning| warning.contains(text));
+    assert!(told("hashes in listpacks (RDB type 16)") && told("rewritten"), "{:?}", report.warnings);
+    assert!(
+        told("Redis 3.2.6 has no equivalent for streams, functions of Redis 7.0.15"),
+        "{:?}",
+        report.warnings
+    );
+    strict.nothing_may_be_lost = true;
+    let error = fault(&strict).await;
+    assert!(matches!(error, PreflightError::NoEquivalent { .. }), "{error}");
+    assert!(error.to_string().contains("maxQuarantined is 0"), "{error}");
+    let upward = PreflightInput { nothing_may_be_lost: true, ..input(target.access(), source.access()) };
+    let report = preflight(&upward).await.expect("the newer server takes the older one's data");
+    assert!(!report.warnings.iter().any(|warning| warning.contains("rewritten")), "{:?}", report.warnings);
 }

@@ -26,7 +26,7 @@ pub struct Dialect {
     pub stream_counters: bool,
     /// `XGROUP CREATECONSUMER` (6.2).
     pub create_consumer: bool,
-    /// `HPEXPIREAT` (Redis 7.4, Valkey 9.0). Without it a hash with field expiry is an error.
+    /// `HPEXPIREAT` (Redis 7.4, Valkey 9.0). Without it the expiries of fields are left out.
     pub field_expiry: bool,
     /// `HSET` of several fields (4.0), which replaced `HMSET`.
     pub variadic_hset: bool,
@@ -35,16 +35,18 @@ pub struct Dialect {
 }
 
 impl Dialect {
+    /// Built by commands, a value of this type does without the expiries of its fields.
+    pub fn loses_field_expiry(&self, type_byte: u8) -> bool {
+        matches!(type_byte, 22..=25) && !self.field_expiry
+    }
+
     pub fn of(target: ServerVersion) -> Self {
         Dialect {
             stream_counters: target.has_redis(7, 0),
             create_consumer: target.has_redis(6, 2),
             variadic_hset: target.has_redis(4, 0),
             holding: Holding::default(),
-            field_expiry: match target.flavor {
-                Flavor::Redis => target.has_redis(7, 4),
-                Flavor::Valkey => target.major >= 9,
-            },
+            field_expiry: target.has_field_expiry(),
         }
     }
 }
@@ -219,12 +221,8 @@ impl Sink for Commands<'_> {
         self.room(name, field.len() + value.len());
         self.batch.arg(field);
         self.batch.arg(value);
-        if let Some(at) = expire_at_ms {
-            if self.dialect.field_expiry {
-                self.expiries.push((self.dialect.holding.field(at), field.to_vec()));
-            } else {
-                self.refused = Some(Fault::FieldExpiry);
-            }
+        if let Some(at) = expire_at_ms.filter(|_| self.dialect.field_expiry) {
+            self.expiries.push((self.dialect.holding.field(at), field.to_vec()));
         }
     }
 
@@ -278,9 +276,13 @@ impl Sink for Commands<'_> {
         self.consumer.extend_from_slice(name);
         if self.dialect.create_consumer {
             self.batch.begin(&[b"XGROUP", b"CREATECONSUMER", self.key, &self.group, name]);
-            self.batch.flush(self.out);
-            self.count += 1;
+        } else {
+            // Whoever asks for what is pending to it is a consumer from then on.
+            self.batch.begin(&[b"XREADGROUP", b"GROUP", &self.group, name, b"COUNT", b"1"]);
+            [b"STREAMS".as_slice(), self.key, b"0"].iter().for_each(|arg| self.batch.arg(arg));
         }
+        self.batch.flush(self.out);
+        self.count += 1;
     }
 
     fn pending(&mut self, pending: Pending) {
@@ -310,7 +312,7 @@ fn set(text: &mut String, value: impl std::fmt::Display) {
 
 /// The shortest decimal that reads back as the same number; with an exponent where that is much
 /// shorter. Servers refuse "nan", which no sorted set should hold.
-fn write_score(text: &mut String, score: f64) {
+pub(super) fn write_score(text: &mut String, score: f64) {
     let plain = score == 0.0 || (1e-5..1e17).contains(&score.abs());
     let _ = if plain || !score.is_finite() {
         write!(text, "{}", Lower(score))

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use crate::loss::Loss;
 use crate::version::{Flavor, ServerVersion};
 
 /// What a target takes.
@@ -21,9 +22,56 @@ pub struct Unloadable {
     pub types: Vec<u8>,
 }
 
+/// How a target gets a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    AsItIs,
+    /// Put together anew as this type, in the target's numbering.
+    As(u8),
+    Never(Loss),
+}
+
 impl TargetFormat {
     pub fn of(server: ServerVersion) -> Self {
         TargetFormat { server }
+    }
+
+    pub fn flavor(&self) -> Flavor {
+        self.server.flavor
+    }
+
+    /// How to bring a value of this type, as a source of that flavour writes it.
+    pub fn fit(&self, type_byte: u8, source: Flavor) -> Fit {
+        if self.can_load(type_byte, source) {
+            return Fit::AsItIs;
+        }
+        let redis = |major, minor| self.server.has_redis(major, minor);
+        match type_byte {
+            5 | 17 => Fit::As(if redis(4, 0) { 5 } else { 3 }),
+            14 | 18 => Fit::As(1),
+            16 => Fit::As(4),
+            20 => Fit::As(2),
+            15 | 19 | 21 | 26 if redis(7, 2) => Fit::As(21),
+            15 | 19 | 21 | 26 if redis(7, 0) => Fit::As(19),
+            15 | 19 | 21 | 26 if redis(5, 0) => Fit::As(15),
+            15 | 19 | 21 | 26 => Fit::Never(Loss::Streams),
+            22..=25 if !self.server.has_field_expiry() => Fit::As(4),
+            22..=25 if self.server.flavor == Flavor::Valkey => Fit::As(22),
+            22..=25 => Fit::As(24),
+            6 | 7 => Fit::Never(Loss::Modules),
+            _ => Fit::Never(Loss::Values),
+        }
+    }
+
+    /// Whether RESTORE takes a payload with this RDB version in its footer.
+    pub fn accepts_footer(&self, version: u16) -> bool {
+        match (self.server.flavor, self.footer_version()) {
+            // Up to 3.0, and 3.2.0, no older one either.
+            (Flavor::Redis, newest @ 6) => version == newest,
+            (Flavor::Redis, newest @ 7) if self.server.patch == 0 => version == newest,
+            (Flavor::Valkey, 80) => version <= 11 || version == 80,
+            (_, newest) => version <= newest,
+        }
     }
 
     /// The RDB version to stamp payloads with: servers refuse newer ones, and those up to 3.2.0
@@ -62,6 +110,11 @@ impl TargetFormat {
             26 => same_redis(8, 6),
             _ => false,
         }
+    }
+
+    /// `FUNCTION LOAD`.
+    pub fn has_functions(&self) -> bool {
+        self.server.has_redis(7, 0)
     }
 
     /// `RESTORE … REPLACE`.
@@ -105,7 +158,22 @@ pub fn rdb_types_written_by(server: ServerVersion) -> &'static [u8] {
     }
 }
 
-/// What the source may hold and the target cannot load; `None` when everything fits.
+/// What the source may hold and has no equivalent on the target. Which modules there are, versions do not tell.
+pub fn losses(source: ServerVersion, target: ServerVersion) -> Vec<Loss> {
+    let mut losses = Vec::new();
+    if source.has_redis(5, 0) && !target.has_redis(5, 0) {
+        losses.push(Loss::Streams);
+    }
+    if source.has_redis(7, 0) && !target.has_redis(7, 0) {
+        losses.push(Loss::Functions);
+    }
+    if source.has_field_expiry() && !target.has_field_expiry() {
+        losses.push(Loss::FieldExpiry);
+    }
+    losses
+}
+
+/// What the source may hold and the target cannot load as it is; `None` when everything fits.
 pub fn unloadable(source: ServerVersion, target: ServerVersion) -> Option<Unloadable> {
     let format = TargetFormat::of(target);
     let types: Vec<u8> = rdb_types_written_by(source)
@@ -119,12 +187,12 @@ pub fn unloadable(source: ServerVersion, target: ServerVersion) -> Option<Unload
 impl fmt::Display for Unloadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Unloadable { source, target, types } = self;
-        write!(f, "{source} may hold values that {target} cannot load: ")?;
+        write!(f, "{source} may hold values that {target} cannot load as they are: ")?;
         for (index, &type_byte) in types.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{} (RDB type {type_byte})", described(type_byte))?;
         }
-        Ok(())
+        f.write_str("; they are rewritten for it")
     }
 }
 
@@ -213,12 +281,42 @@ mod tests {
         let text = unloadable(redis(8, 2, 3), valkey(9, 1)).unwrap().to_string();
         assert_eq!(
             text,
-            "Redis 8.2.3 may hold values that Valkey 9.1.0 cannot load: hashes with field expiry \
-             (RDB type 24), hashes with field expiry (RDB type 25)"
+            "Redis 8.2.3 may hold values that Valkey 9.1.0 cannot load as they are: hashes with field expiry \
+             (RDB type 24), hashes with field expiry (RDB type 25); they are rewritten for it"
         );
         assert_eq!(unloadable(valkey(9, 1), redis(8, 2, 3)).unwrap().types, vec![22]);
         assert_eq!(unloadable(valkey(8, 1), redis(7, 0, 15)).unwrap().types, vec![20, 21]);
         assert_eq!(unloadable(redis(3, 2, 6), redis(3, 0, 5)).unwrap().types, vec![14]);
+    }
+
+    #[test]
+    fn what_has_no_equivalent_is_known_beforehand() {
+        use Loss::{FieldExpiry, Functions, Streams};
+        for (source, target, expected) in [
+            (redis(8, 2, 3), redis(2, 8, 17), vec![Streams, Functions, FieldExpiry]),
+            (valkey(8, 1), redis(6, 2, 14), vec![Functions]),
+            (redis(8, 2, 3), valkey(8, 1), vec![FieldExpiry]),
+            (redis(8, 2, 3), valkey(9, 1), vec![]),
+            (redis(3, 2, 6), redis(2, 8, 17), vec![]),
+        ] {
+            assert_eq!(losses(source, target), expected, "{source} to {target}");
+        }
+    }
+
+    #[test]
+    fn footers_that_are_taken() {
+        for (target, taken, refused) in [
+            (redis(3, 0, 5), vec![6], vec![5, 7, 12, 80]),
+            (redis(3, 2, 0), vec![7], vec![6]),
+            (redis(3, 2, 6), vec![1, 6, 7], vec![8]),
+            (redis(7, 0, 15), vec![6, 10], vec![11, 80]),
+            (valkey(8, 1), vec![6, 11], vec![12, 80]),
+            (valkey(9, 1), vec![6, 11, 80], vec![12, 79, 81]),
+        ] {
+            let format = TargetFormat::of(target);
+            assert!(taken.iter().all(|&version| format.accepts_footer(version)), "{target}");
+            assert!(!refused.iter().any(|&version| format.accepts_footer(version)), "{target}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Digests of values, equal for equal values however they are encoded.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::hold::true_field;
@@ -14,7 +15,8 @@ pub const EXPIRY_TOLERANCE_MS: u64 = 1000;
 
 /// What is compared of a value. Only meaningful within one process.
 ///
-/// - String: its bytes; of a HyperLogLog not the cached cardinality, which reading it changes.
+/// - String: its bytes; of a HyperLogLog the registers: not the cached cardinality, which reading it changes,
+///   nor whether they are stored sparsely, which is another thing after PFMERGE before Redis 5.
 /// - List: its items in order. Set, hash: their members in any order. Sorted set: members with
 ///   scores, −0 being 0.
 /// - Stream: entries, last id, groups with their last ids, and which consumer has which entry
@@ -33,6 +35,12 @@ impl ValueDigest {
     /// Whether both are digests of equal values.
     pub fn matches(&self, other: &Self) -> bool {
         self.content == other.content && self.counters_match(other) && self.expiries_match(other)
+    }
+
+    /// For a target that has no expiries of fields.
+    pub fn without_field_expiries(mut self) -> Self {
+        self.field_expiries = Vec::new();
+        self
     }
 
     fn counters_match(&self, other: &Self) -> bool {
@@ -128,7 +136,7 @@ impl Sink for DigestSink {
         match hyperloglog(bytes) {
             Some((head, registers)) => {
                 self.ordered.bytes(head);
-                self.ordered.bytes(registers);
+                self.ordered.bytes(&registers);
             }
             None => self.ordered.bytes(bytes),
         }
@@ -215,13 +223,45 @@ impl Sink for DigestSink {
     }
 }
 
-/// A HyperLogLog's magic and encoding, and its registers; between them stand unused bytes and the
-/// cached cardinality. Source: Redis `hyperloglog.c`, `struct hllhdr`.
-fn hyperloglog(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+/// A HyperLogLog's magic and registers, without the cardinality that is cached between them; what is not well
+/// formed counts as it stands. `None`: another string.
+fn hyperloglog(bytes: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
     if !bytes.starts_with(b"HYLL") || *bytes.get(4)? > 1 {
         return None;
     }
-    Some((bytes.get(..5)?, bytes.get(16..)?))
+    let (encoding, body) = (*bytes.get(4)?, bytes.get(16..)?);
+    Some(match registers(encoding, body) {
+        Some(registers) => (bytes.get(..4)?, Cow::Owned(registers)),
+        None => (bytes.get(..5)?, Cow::Borrowed(body)),
+    })
+}
+
+/// One byte for each register. Source: Redis `hyperloglog.c`, `struct hllhdr` and the comment on the sparse
+/// representation.
+fn registers(encoding: u8, body: &[u8]) -> Option<Vec<u8>> {
+    const REGISTERS: usize = 1 << 14;
+    let mut registers = Vec::with_capacity(REGISTERS + 3);
+    if encoding == 0 {
+        // Six bits each, least significant first.
+        for group in body.chunks(3).take(REGISTERS / 4) {
+            let [a, b, c] = [0, 1, 2].map(|at| group.get(at).copied().unwrap_or_default());
+            registers.extend([a & 63, a >> 6 | (b & 15) << 2, b >> 4 | (c & 3) << 4, c >> 2]);
+        }
+    } else {
+        let mut body = body.iter();
+        while let Some(&code) = body.next() {
+            let (value, run) = match code >> 6 {
+                0 => (0, usize::from(code & 63) + 1),
+                1 => (0, (usize::from(code & 63) << 8 | usize::from(*body.next()?)) + 1),
+                _ => ((code >> 2 & 31) + 1, usize::from(code & 3) + 1),
+            };
+            if run > REGISTERS - registers.len() {
+                return None;
+            }
+            registers.resize(registers.len() + run, value);
+        }
+    }
+    (registers.len() == REGISTERS).then_some(registers)
 }
 
 /// Two SipHashes with different beginnings: 128 bits.

@@ -66,8 +66,6 @@ pub enum Fault {
     Trailing(usize),
     #[error("a string where {0} was expected")]
     Unexpected(&'static str),
-    #[error("a hash with field expiry, which the target's commands cannot express")]
-    FieldExpiry,
     #[error("decoding went on after the end of the RDB")]
     AfterEnd,
 }

@@ -8,6 +8,7 @@ use super::cursor::{Cursor, Stop};
 use super::error::Fault;
 use super::layout::{Elements, Layout, layout};
 use super::packed::{Entry, Packed};
+use super::recode::append_length;
 
 /// The listpack encoding of numbers of eight bytes, which all times since 1970-01-25 are.
 const LISTPACK_INT64: u8 = 0xf4;
@@ -89,21 +90,6 @@ fn packed(value: &[u8], out: &mut Vec<u8>) -> Result<(), Stop> {
         }
     }
     Ok(())
-}
-
-fn append_length(length: u64, out: &mut Vec<u8>) {
-    match (u8::try_from(length), u16::try_from(length), u32::try_from(length)) {
-        (Ok(short @ ..0x40), _, _) => out.push(short),
-        (_, Ok(middle @ ..0x4000), _) => out.extend_from_slice(&(middle | 0x4000).to_be_bytes()),
-        (_, _, Ok(long)) => {
-            out.push(0x80);
-            out.extend_from_slice(&long.to_be_bytes());
-        }
-        _ => {
-            out.push(0x81);
-            out.extend_from_slice(&length.to_be_bytes());
-        }
-    }
 }
 
 #[cfg(test)]

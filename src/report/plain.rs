@@ -161,6 +161,8 @@ mod tests {
             keys_per_second: 310_000,
             eta_seconds: 4,
             commands_applied: 0,
+            keys_filtered: 0,
+            commands_filtered: 0,
         };
         lines.show(&status, Moment::Tick);
         lines.show(&status, Moment::Tick);

@@ -25,6 +25,10 @@ pub fn run_summary(name: &str, status: &Status, outcome: &Outcome, took: Duratio
             ),
         );
     }
+    if progress.keys_filtered > 0 || progress.commands_filtered > 0 {
+        let commands = counted(progress.commands_filtered, "command");
+        text += &row("left out", &format!("{}, {commands}", counted(progress.keys_filtered, "key")));
+    }
     text += &verification_rows(status);
     if status.cutover.completion_time.is_some() {
         text +=
@@ -103,11 +107,16 @@ fn verification_rows(status: &Status) -> String {
 
 fn quarantine_rows(status: &Status) -> String {
     let quarantine = &status.quarantine;
-    if quarantine.commands == 0 {
-        return String::new();
+    let mut text = String::new();
+    if quarantine.commands > 0 {
+        let refused = format!("{} refused by the target", counted(quarantine.commands, "command"));
+        text += &row("quarantine", &refused);
     }
-    let mut text =
-        row("quarantine", &format!("{} refused by the target", counted(quarantine.commands, "command")));
+    if !quarantine.kinds.is_empty() {
+        let kinds: Vec<String> =
+            quarantine.kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        text += &row("left out", &kinds.join(", "));
+    }
     for sample in quarantine.samples.iter().take(SAMPLES_SHOWN) {
         text += &row("", &format!("db {} {} {}: {}", sample.db, sample.command, sample.key, sample.error));
     }
@@ -139,6 +148,8 @@ mod tests {
             detail: "value".to_owned(),
         });
         status.quarantine.commands = 1;
+        status.quarantine.kinds.insert("FieldExpiry".to_owned(), 7);
+        status.quarantine.kinds.insert("Modules".to_owned(), 1);
         status.quarantine.samples.push(QuarantineSample {
             command: "JSON.SET".to_owned(),
             key: "doc".to_owned(),
@@ -155,6 +166,7 @@ mod tests {
              \u{20}             db 0 user:1: Different (value)\n\
              \u{20} interrupted 2 resumes, 0 full resyncs\n\
              \u{20} quarantine  1 command refused by the target\n\
+             \u{20} left out    FieldExpiry 7, Modules 1\n\
              \u{20}             db 0 JSON.SET doc: ERR unknown command\n"
         );
         assert_eq!(

@@ -18,17 +18,17 @@ use super::watch::SourceShard;
 use crate::backoff::Backoff;
 use crate::connection::{Address, Dialer};
 use crate::spool::{Origin, SpoolWriter};
-use crate::topology::pick_replica;
 
 use answer::{Answer, Ask, answer, is_behind, printable, why_full};
 pub use error::ReplicationError;
+pub(super) use handshake::check_shard;
 use link::Link;
 
 /// Looks at the deployment that must agree that a replica is gone before a link that works leaves it.
 const STRIKES: u32 = 2;
 
 /// What the link is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum LinkPhase {
     #[default]
     Connecting,
@@ -39,7 +39,8 @@ pub enum LinkPhase {
 }
 
 /// What there is to tell about a link; sent at changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct LinkState {
     pub phase: LinkPhase,
     pub origin: Option<Origin>,
@@ -167,14 +168,8 @@ impl Replication {
     /// have to send everything.
     async fn find(&self, received: Option<i64>) -> Address {
         let Some(shard) = &self.shard else { return self.address.clone() };
-        shard.look().await;
-        let Some(at) = shard.now() else { return self.address.clone() };
-        if self.prefer_replica
-            && let Some(replica) = pick_replica(at.replicas.iter(), received, &self.dialer).await
-        {
-            return replica;
-        }
-        at.master
+        let found = shard.reader(self.prefer_replica, received, &self.dialer).await;
+        found.unwrap_or_else(|| self.address.clone())
     }
 
     async fn session(

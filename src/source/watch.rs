@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use crate::connection::{Address, Dialer};
 use crate::slot::SlotRanges;
-use crate::topology::Topology;
+use crate::topology::{Topology, pick_replica};
 use ask::{Asker, Found};
 
 /// How often the deployment is looked at while nothing else prompts it.
@@ -106,6 +106,22 @@ impl SourceShard {
             // An error means that the watch has ended, which it does with its last user.
             let _ = told.await;
         }
+    }
+
+    /// Where to read, after another look: a replica where one is preferred, fit and has everything up to
+    /// `at_least`, else the master. `None`: nobody knows.
+    pub async fn reader(
+        &self,
+        prefer_replica: bool,
+        at_least: Option<i64>,
+        dialer: &Dialer,
+    ) -> Option<Address> {
+        self.look().await;
+        let at = self.now()?;
+        if prefer_replica && let Some(replica) = pick_replica(at.replicas.iter(), at_least, dialer).await {
+            return Some(replica);
+        }
+        Some(at.master)
     }
 
     /// Why the newest look found nothing; empty when it did.

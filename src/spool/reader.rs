@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::segment::{RecordPlace, SegmentReader, segment_path};
 use super::state::Entry;
-use super::{Block, Full, Next, Origin, Part, Shared, SpoolError, SpoolGauges};
+use super::{Block, Full, Next, Origin, Part, Shared, SpoolError, SpoolGauges, SpoolView};
 
 /// The applier's end; one per spool.
 pub struct SpoolReader {
@@ -159,18 +159,37 @@ impl SpoolReader {
         state.stream_at.filter(|_| state.history == self.history)
     }
 
+    /// Waits until it is known whether the RDB ends at `position`. `None`: another history has begun.
+    pub async fn ends_at(&self, position: u64) -> Option<bool> {
+        loop {
+            {
+                let state = self.shared.lock();
+                if state.history != self.history {
+                    return None;
+                }
+                if let Some(stream_at) = state.stream_at {
+                    return Some(stream_at == position);
+                }
+                if state.end() > position {
+                    return Some(false);
+                }
+            }
+            self.shared.data.notified().await;
+        }
+    }
+
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.
     pub fn arrived(&self, position: u64) -> Option<u64> {
-        let state = self.shared.lock();
-        let index = state.entries.partition_point(|entry| entry.end() <= position);
-        match state.entries.get(index) {
-            Some(entry) => Some(entry.arrived),
-            None => state.open.as_ref().filter(|_| state.end() > position).map(|open| open.arrived),
-        }
+        self.shared.lock().arrived(position)
     }
 
     pub fn gauges(&self) -> SpoolGauges {
         self.shared.lock().gauges()
+    }
+
+    /// For those who ask while this end is kept waiting.
+    pub fn view(&self) -> SpoolView {
+        SpoolView { shared: Arc::downgrade(&self.shared) }
     }
 
     fn look(&mut self) -> Result<Found, SpoolError> {

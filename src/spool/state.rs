@@ -250,6 +250,15 @@ impl State {
         (!self.store.has_garbage() && !self.store.fits(next.length, limits)).then_some(Full::Limit)
     }
 
+    /// Unix ms at which the byte at `position` arrived; `None` when it has not.
+    pub fn arrived(&self, position: u64) -> Option<u64> {
+        let index = self.entries.partition_point(|entry| entry.end() <= position);
+        match self.entries.get(index) {
+            Some(entry) => Some(entry.arrived),
+            None => self.open.as_ref().filter(|_| self.end() > position).map(|open| open.arrived),
+        }
+    }
+
     pub fn gauges(&self) -> SpoolGauges {
         let open = self.open.as_ref().map_or(0, |open| open.bytes.len() as u64);
         SpoolGauges {

@@ -23,6 +23,12 @@ impl SpoolWriter {
         self.shared.data.notify_one();
     }
 
+    /// As [`Self::begin`], of a history that has the same number in every run.
+    pub fn begin_as(&mut self, history: u64, origin: Origin, snapshot: bool) {
+        self.shared.lock().begin(history, origin, snapshot);
+        self.shared.data.notify_one();
+    }
+
     /// The history goes on under another id (`+CONTINUE <new id>`).
     pub fn rename(&mut self, replication_id: &str) {
         let job = {

@@ -53,17 +53,35 @@ pub struct Fence {
 impl Fence {
     /// Takes the migration over from whoever had it. `nodes`: all that hold data, the one with the lowest
     /// slot first, as that one decides between two that come at once.
-    pub async fn claim(names: KeyNames, dialer: &Dialer, nodes: &[Place]) -> Result<Self, FenceError> {
-        let mut epoch = 1;
+    ///
+    /// `held`: the last epoch of this process; 0: none. One that begins again, after it was frozen perhaps, must
+    /// not take back what a later process has taken over.
+    pub async fn claim(
+        names: KeyNames,
+        dialer: &Dialer,
+        nodes: &[Place],
+        held: &AtomicU64,
+    ) -> Result<Self, FenceError> {
+        let ours = held.load(Ordering::SeqCst);
+        let superseded =
+            |address: &Address, theirs| FenceError::Superseded { address: address.clone(), ours, theirs };
+        let mut epoch = ours.saturating_add(1);
         for (address, slot) in nodes {
             let mut connection = dialer.connect(address).await?;
             let found = connection.query(&[b"GET", &names.epoch(*slot)]).await?;
-            epoch = epoch.max(number(&found).map_or(1, |found| found.saturating_add(1)));
+            let Some(theirs) = number(&found) else { continue };
+            if ours > 0 && theirs > ours {
+                return Err(superseded(address, theirs));
+            }
+            epoch = epoch.max(theirs.saturating_add(1));
         }
         if let Some((address, slot)) = nodes.first() {
             let mut connection = dialer.connect(address).await?;
             let mut attempts = 0;
             while let Some(theirs) = raise(&mut connection, &names.epoch(*slot), epoch).await? {
+                if ours > 0 {
+                    return Err(superseded(address, theirs));
+                }
                 epoch = theirs.saturating_add(1);
                 attempts += 1;
                 if attempts > MOST_ATTEMPTS {
@@ -71,6 +89,7 @@ impl Fence {
                 }
             }
         }
+        held.store(epoch, Ordering::SeqCst);
         let fence = Self { names, epoch, serial: AtomicU64::new(0) };
         for place in nodes {
             fence.connect(dialer, place, Closing::None).await?;

@@ -19,12 +19,24 @@ use tracing::Instrument;
 use crate::connection::{Address, Connection, Stream};
 use crate::resp::counter::{CounterError, Replies, ReplyCounter};
 use crate::target::chain::MOST_BATCHES;
+use crate::target::pace::Pace;
 
 const READ_BUFFER: usize = 64 << 10;
 /// Unanswered for this long: the node or the way to it is gone. Long scripts and saves take less.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Batches waiting in the channel of a lane; those under way are limited by `LaneLimits`.
-const QUEUED_BATCHES: usize = 2;
+/// Batches waiting in the channel of a lane.
+const QUEUED_BATCHES: usize = 1;
+/// A lane has so many batches of full size under way, gathering, waiting and sent: together what `LaneLimits` allows.
+/// All of it may be sent again after a kill.
+pub const BATCHES_IN_WINDOW: usize = 8;
+
+/// Commands of a batch of full size in a window of `commands`.
+pub fn batch_of(commands: usize) -> usize {
+    (commands / BATCHES_IN_WINDOW).max(1)
+}
+
+/// What is sent leaves room for one that is gathered and for those that wait.
+const NOT_SENT: usize = 1 + QUEUED_BATCHES;
 
 /// Why a lane ended.
 #[derive(Debug, Error)]
@@ -46,11 +58,12 @@ pub enum LaneError {
 pub struct LaneLimits {
     commands: Arc<AtomicUsize>,
     bytes: Arc<AtomicUsize>,
+    pace: Arc<Pace>,
 }
 
 impl LaneLimits {
     pub fn new(commands: usize, bytes: usize) -> Self {
-        Self { commands: Arc::new(commands.into()), bytes: Arc::new(bytes.into()) }
+        Self { commands: Arc::new(commands.into()), bytes: Arc::new(bytes.into()), pace: Arc::default() }
     }
 
     pub fn set(&self, commands: usize, bytes: usize) {
@@ -58,7 +71,12 @@ impl LaneLimits {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Unanswered commands on the connection; one batch may pass it.
+    /// How fast all lanes with these limits may send.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Commands under way on one lane.
     pub fn commands(&self) -> usize {
         self.commands.load(Ordering::Relaxed)
     }
@@ -81,6 +99,16 @@ pub struct Batch {
     pub db: Option<u64>,
     /// Of a chained batch: how many commands come before the first of its transaction's. 0: not chained.
     pub head: u32,
+    /// Of a full sync, which is repeated from further back anyway: there may be more of these under way.
+    pub bulk: bool,
+}
+
+impl Batch {
+    /// What it takes of the window.
+    fn weight(&self) -> usize {
+        let commands = self.commands as usize;
+        if self.bulk { commands.div_ceil(BATCHES_IN_WINDOW) } else { commands }
+    }
 }
 
 /// A command of a batch that was not simply accepted.
@@ -279,14 +307,17 @@ impl Pipeline {
     }
 
     fn has_room(&self) -> bool {
+        let commands = self.limits.commands();
+        // One more of full size has to fit, too.
+        let reserved = (NOT_SENT + 1) * batch_of(commands);
         self.queue.is_empty()
             || (self.queue.len() < MOST_BATCHES
-                && self.unanswered_commands < self.limits.commands()
+                && self.unanswered_commands + reserved <= commands
                 && self.unanswered_bytes < self.limits.bytes())
     }
 
     fn take(&mut self, batch: Batch) {
-        self.unanswered_commands += batch.commands as usize;
+        self.unanswered_commands += batch.weight();
         self.unanswered_bytes += batch.bytes.len();
         self.tally.expected.push_back(batch.commands);
         self.queue.push_back(batch);
@@ -311,7 +342,7 @@ impl Pipeline {
                 return Err(LaneError::Surplus { address: address.clone() });
             }
             self.written -= 1;
-            self.unanswered_commands -= batch.commands as usize;
+            self.unanswered_commands -= batch.weight();
             self.unanswered_bytes -= batch.bytes.len();
             let report = LaneReport::Answered { lane: self.index, batch, exceptions };
             if self.reports.send(report).await.is_err() {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::keys::{KeyNames, Record, TERRITORY_SLOTS, Territory, parse_guard};
+use super::keys::{KeyNames, PREFIX, Record, TERRITORY_SLOTS, Territory, parse_guard};
+use super::wipe::{PAGE, page};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::slot::SlotRanges;
@@ -10,6 +11,8 @@ use crate::topology::ServerInfo;
 
 /// Slots asked about in one go.
 const SLOTS_AT_ONCE: usize = 512;
+/// More keys than this are not those of migrations alone.
+const OWN_KEYS: u64 = 1000;
 
 /// What one node keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,18 +128,57 @@ async fn value(
     Ok(reply.bytes().map(|bytes| bytes.to_vec()))
 }
 
-/// Databases that hold anything, in ascending order.
-pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, ConnectionError> {
-    let text = connection.query_text(&[b"INFO", b"keyspace"]).await?;
-    Ok(ServerInfo::parse(&text).keyspace.into_iter().map(|(db, _)| db).collect())
+async fn info(connection: &mut Connection) -> Result<ServerInfo, ConnectionError> {
+    Ok(ServerInfo::parse(&connection.query_text(&[b"INFO", b"keyspace"]).await?))
 }
 
-/// Removes everything that this shard kept on a node.
+/// Databases that hold anything, in ascending order.
+pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, ConnectionError> {
+    Ok(info(connection).await?.keyspace.into_iter().map(|(db, _)| db).collect())
+}
+
+/// True when a node holds no data: no key, or none but what migrations keep for themselves. `single`: it is
+/// no node of a cluster, where old versions refuse SELECT, even of 0.
+pub async fn is_empty(connection: &mut Connection, single: bool) -> Result<bool, ConnectionError> {
+    let info = info(connection).await?;
+    if info.keys() > OWN_KEYS {
+        return Ok(false);
+    }
+    for (db, _) in info.keyspace {
+        if db > 0 || single {
+            connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        }
+        let mut cursor = b"0".to_vec();
+        loop {
+            let reply = connection.query(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
+            let Some((next, keys)) = page(&reply) else { return Err(connection.unexpected(b"SCAN")) };
+            if keys.iter().any(|key| !key.starts_with(PREFIX)) {
+                return Ok(false);
+            }
+            if next == b"0" {
+                break;
+            }
+            cursor = next.to_vec();
+        }
+    }
+    Ok(true)
+}
+
+/// What is removed in one go. The epochs of all shards go last: whoever finds any record left finds its epoch as
+/// well, and so whether it was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Records,
+    Epochs,
+}
+
+/// Removes what this shard kept on a node.
 pub async fn remove(
     dialer: &Dialer,
     address: &Address,
     names: &KeyNames,
     slots: Option<&SlotRanges>,
+    part: Part,
 ) -> Result<(), ConnectionError> {
     let mut connection = dialer.connect(address).await?;
     for db in databases(&mut connection).await? {
@@ -146,10 +188,13 @@ pub async fn remove(
         let all: Vec<u16> = slots.map_or_else(|| vec![0], |slots| slots.iter().collect());
         for chunk in all.chunks(SLOTS_AT_ONCE) {
             for &slot in chunk {
-                let keys = [names.at(slot), names.guard(slot), names.epoch(slot), names.territory(slot)];
-                let [at, guard, epoch, territory] = &keys;
+                if part == Part::Epochs {
+                    connection.queue(&[b"DEL".as_slice(), &names.epoch(slot)]);
+                    continue;
+                }
+                let [at, guard, territory] = &[names.at(slot), names.guard(slot), names.territory(slot)];
                 let chain = if slots.is_none() { names.chain() } else { guard.clone() };
-                connection.queue(&[b"DEL".as_slice(), at, guard, epoch, territory, &chain]);
+                connection.queue(&[b"DEL".as_slice(), at, guard, territory, &chain]);
             }
             connection.send_queued().await?;
             for _ in chunk {

@@ -1,12 +1,9 @@
 //! The keys of a single server that lie in some slots of the source.
 
 use super::keys::PREFIX;
-use super::wipe::page;
+use super::wipe::{PAGE, page};
 use crate::connection::{Address, ConnectionError, Dialer};
 use crate::slot::{SlotRanges, slot};
-
-/// Keys asked for at a time.
-const PAGE: &[u8] = b"1000";
 
 /// Every key of `db` in `slots` that is there all the while, and none of our own.
 pub async fn keys_in(

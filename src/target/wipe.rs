@@ -4,18 +4,19 @@
 use super::keys::PREFIX;
 use super::recovery::databases;
 use crate::connection::{Connection, ConnectionError};
-use crate::resp::{Reply, ReplyVerdict};
+use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::slot::{SlotRanges, slot};
 use crate::version::ServerVersion;
 
 /// Keys asked for at a time.
-const PAGE: &[u8] = b"1000";
+pub(super) const PAGE: &[u8] = b"1000";
 
-/// Removes the keys of a node that lie in `slots` (of the source; `None`: all), but not those that we keep
-/// there for ourselves. Gives their number.
+/// Removes the keys of a node that lie in `slots` (of the source; `None`: all) and that `claims` says are the
+/// migration's, by database and name, but not those that we keep there for ourselves. Gives their number.
 pub async fn wipe(
     connection: &mut Connection,
     slots: Option<&SlotRanges>,
+    claims: impl Fn(u64, &[u8]) -> bool,
     version: ServerVersion,
 ) -> Result<u64, ConnectionError> {
     let unlink: &[u8] = if version.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
@@ -29,23 +30,17 @@ pub async fn wipe(
         loop {
             let reply = connection.query(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
             let Some((next, keys)) = page(&reply) else { return Err(connection.unexpected(b"SCAN")) };
-            let ours =
-                |key: &&[u8]| !key.starts_with(PREFIX) && slots.is_none_or(|slots| slots.contains(slot(key)));
+            let ours = |key: &&[u8]| {
+                !key.starts_with(PREFIX)
+                    && slots.is_none_or(|slots| slots.contains(slot(key)))
+                    && claims(db, key)
+            };
             let keys: Vec<&[u8]> = keys.into_iter().filter(ours).collect();
-            // One by one, as they are of any slot.
-            for key in &keys {
-                connection.queue(&[unlink, key]);
-            }
-            connection.send_queued().await?;
-            for _ in &keys {
-                match connection.receive().await? {
-                    Reply::Error(text) if !matches!(ReplyVerdict::of(&text), ReplyVerdict::Moved { .. }) => {
-                        return Err(ConnectionError::from_reply(connection.address(), unlink, &text));
-                    }
-                    // A key that moved away is met where it is now.
-                    _ => removed += 1,
-                }
-            }
+            // Of a slot that is just arriving, only those who ask like that may remove what it has brought.
+            let arrived = remove(connection, unlink, false, &keys).await?;
+            remove(connection, unlink, true, &arrived).await?;
+            // Those that are elsewhere by now, too: they are met there, so that this was not the last look.
+            removed += keys.len() as u64;
             if next == b"0" {
                 break;
             }
@@ -56,6 +51,36 @@ pub async fn wipe(
         connection.query(&[b"FUNCTION", b"FLUSH"]).await?;
     }
     Ok(removed)
+}
+
+/// Removes keys: those that the node says are another's.
+async fn remove<'a>(
+    connection: &mut Connection,
+    unlink: &[u8],
+    asking: bool,
+    keys: &[&'a [u8]],
+) -> Result<Vec<&'a [u8]>, ConnectionError> {
+    // One by one, as they are of any slot.
+    for key in keys {
+        if asking {
+            connection.queue(&[b"ASKING"]);
+        }
+        connection.queue(&[unlink, key]);
+    }
+    connection.send_queued().await?;
+    let mut elsewhere = Vec::new();
+    for key in keys {
+        if asking && let Reply::Error(text) = connection.receive().await? {
+            return Err(ConnectionError::from_reply(connection.address(), b"ASKING", &text));
+        }
+        if let Reply::Error(text) = connection.receive().await? {
+            if ReplyVerdict::of(&text).next() != Next::Reroute {
+                return Err(ConnectionError::from_reply(connection.address(), unlink, &text));
+            }
+            elsewhere.push(*key);
+        }
+    }
+    Ok(elsewhere)
 }
 
 pub(super) fn page(reply: &Reply) -> Option<(&[u8], Vec<&[u8]>)> {

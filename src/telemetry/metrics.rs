@@ -60,6 +60,15 @@ const SHARD_METRICS: &[OfShard] = &[
     ("commands_applied", "Commands of the stream acknowledged by the target", MetricType::Counter, |s| {
         s.commands_applied
     }),
+    ("keys_filtered", "Keys of the snapshot that the filter left out", MetricType::Counter, |s| {
+        s.keys_filtered
+    }),
+    (
+        "commands_filtered",
+        "Commands of the stream that the filter left out, in whole or in part",
+        MetricType::Counter,
+        |s| s.commands_filtered,
+    ),
     ("received_offset", "Replication offset read from the source", MetricType::Gauge, |s| s.received_offset),
     ("applied_offset", "Replication offset acknowledged by the target", MetricType::Gauge, |s| {
         s.applied_offset

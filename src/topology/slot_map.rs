@@ -11,13 +11,17 @@ pub struct SlotMap {
     /// Always [`SLOT_COUNT`] long; a node number below `nodes.len()`, or [`NOBODY`].
     owners: Box<[u16]>,
     nodes: Vec<Node>,
+    changes: u64,
 }
 
 impl SlotMap {
     /// Without a cluster, the one master has all slots.
     pub fn new(topology: &Topology) -> SlotMap {
-        let mut map =
-            SlotMap { owners: vec![NOBODY; usize::from(SLOT_COUNT)].into_boxed_slice(), nodes: Vec::new() };
+        let mut map = SlotMap {
+            owners: vec![NOBODY; usize::from(SLOT_COUNT)].into_boxed_slice(),
+            nodes: Vec::new(),
+            changes: 0,
+        };
         map.adopt(&topology.shards);
         map
     }
@@ -64,7 +68,9 @@ impl SlotMap {
                 failing: false,
             })?,
         };
-        *self.owners.get_mut(usize::from(slot))? = u16::try_from(number).ok()?;
+        let owner = self.owners.get_mut(usize::from(slot))?;
+        let before = std::mem::replace(owner, u16::try_from(number).ok()?);
+        self.changes += u64::from(*owner != before);
         Some(number)
     }
 
@@ -84,6 +90,7 @@ impl SlotMap {
 
     /// Takes over who serves what; slots that no shard has belong to nobody.
     pub fn adopt(&mut self, shards: &[Shard]) {
+        let before = self.owners.clone();
         self.owners.fill(NOBODY);
         for shard in shards {
             let Some(number) = self.known(&shard.master) else { continue };
@@ -95,6 +102,12 @@ impl SlotMap {
                 }
             }
         }
+        self.changes += u64::from(self.owners != before);
+    }
+
+    /// Another number than before: slots have changed hands in between.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// By announced address: a lane is a connection to an address, whatever node answers there.

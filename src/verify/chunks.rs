@@ -123,7 +123,7 @@ impl Pair<'_> {
             "set" => b"SSCAN",
             _ => b"ZSCAN",
         };
-        let field_expiries = kind == "hash" && has_field_expiry(self.source) && has_field_expiry(self.target);
+        let field_expiries = kind == "hash" && self.context.abilities.field_expiries;
         let mut cursor = b"0".to_vec();
         loop {
             let args = [scan, self.key, &cursor, b"COUNT", count.as_bytes()];
@@ -296,14 +296,6 @@ impl Pair<'_> {
             }
         }
         Ok(false)
-    }
-}
-
-fn has_field_expiry(links: &Links) -> bool {
-    let version = links.version();
-    match version.flavor {
-        crate::version::Flavor::Redis => version.has_redis(7, 4),
-        crate::version::Flavor::Valkey => version.major >= 9,
     }
 }
 

@@ -15,6 +15,8 @@ use super::side::{self, Links, Side};
 use super::{KeyFilter, Settle, VerifyError, VerifyInput, VerifyMode, VerifyProgress};
 use crate::resp::{Next, ReplyVerdict};
 use crate::target::keys::PREFIX;
+use crate::transform::script::Script;
+use crate::version::ServerVersion;
 
 /// Keys under suspicion take no more memory than this; past it the next round scans again.
 const SUSPECT_BYTES: usize = 64 << 20;
@@ -44,6 +46,22 @@ fn groups_of(pairs: &[Pair]) -> Vec<Group> {
     by_target.into_values().map(|pairs| Group { pairs, ledger: Ledger::new(buckets) }).collect()
 }
 
+/// What both sides can hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Abilities {
+    pub field_expiries: bool,
+    pub streams: bool,
+}
+
+impl Abilities {
+    fn of(source: ServerVersion, target: ServerVersion) -> Self {
+        Abilities {
+            field_expiries: source.has_field_expiry() && target.has_field_expiry(),
+            streams: target.has_redis(5, 0),
+        }
+    }
+}
+
 /// What all tasks of one verification share.
 pub(super) struct Context {
     pub source: Arc<Side>,
@@ -51,9 +69,12 @@ pub(super) struct Context {
     pub pairs: Vec<Pair>,
     pub groups: Vec<Group>,
     include: Option<KeyFilter>,
+    pub script: Option<Script>,
+    not_compared: AtomicU64,
     pub mode: VerifyMode,
     sample: Option<Sample>,
     pub question: Question,
+    pub abilities: Abilities,
     pub source_memory_usage: bool,
     pub target_memory_usage: bool,
     pub chunk_above: u64,
@@ -75,7 +96,9 @@ impl Context {
             source,
             target,
             databases,
+            copied,
             include,
+            script,
             mode,
             rounds: _,
             max_samples,
@@ -83,11 +106,14 @@ impl Context {
             settle,
         } = input;
         let absolute = source.version.has_redis(7, 0) && target.version.has_redis(7, 0);
+        let abilities = Abilities::of(source.version, target.version);
         let source = Arc::new(Side::new(source));
         let target = Arc::new(Side::new(target));
         let held = key_counts(&source).await?;
         let taken = key_counts(&target).await?;
-        let pairs = pairs_of(held.keys().copied(), taken.keys().copied(), &databases);
+        let mut pairs = pairs_of(held.keys().copied(), taken.keys().copied(), &databases);
+        // The target need not have these at all.
+        pairs.retain(|pair| copied.as_ref().is_none_or(|copied| copied(pair.source)));
         let keys_total = held.values().sum();
         progress.send_modify(|progress| progress.keys_total = keys_total);
         Ok(Self {
@@ -99,11 +125,14 @@ impl Context {
             groups: groups_of(&pairs),
             pairs,
             include,
+            script,
+            not_compared: AtomicU64::new(0),
             mode,
             sample: match mode {
                 VerifyMode::Sample { percent } => Some(Sample::percent(percent)),
                 VerifyMode::Full | VerifyMode::Keys => None,
             },
+            abilities,
             question: if absolute { Question::Absolute } else { Question::Relative },
             chunk_above,
             max_samples,
@@ -164,6 +193,15 @@ impl Context {
         self.compared.load(Ordering::Relaxed)
     }
 
+    /// Keys that the script changes or drops.
+    pub fn not_compared(&self) -> u64 {
+        self.not_compared.load(Ordering::Relaxed)
+    }
+
+    pub fn count_not_compared(&self, keys: usize) {
+        self.not_compared.fetch_add(keys as u64, Ordering::Relaxed);
+    }
+
     /// Keys whose expiry the target holds.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
@@ -183,6 +221,7 @@ impl Context {
     pub fn start_over(&self) {
         self.compared.store(0, Ordering::Relaxed);
         self.held.store(0, Ordering::Relaxed);
+        self.not_compared.store(0, Ordering::Relaxed);
         self.give_suspects(self.no_suspects());
         self.groups.iter().for_each(|group| group.ledger.clear());
     }
@@ -227,7 +266,7 @@ fn pairs_of(
 }
 
 /// Keys in each database of a side, from INFO.
-async fn key_counts(side: &Arc<Side>) -> Result<BTreeMap<u64, u64>, VerifyError> {
+pub(super) async fn key_counts(side: &Arc<Side>) -> Result<BTreeMap<u64, u64>, VerifyError> {
     let mut counts = BTreeMap::new();
     let mut links = side.links(0);
     for node in 0..side.nodes() {

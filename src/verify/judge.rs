@@ -165,8 +165,10 @@ fn difference(ours: &Mark, theirs: &Mark, slack: Slack) -> Compared {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::Abilities;
     use super::*;
 
+    const ABILITIES: Abilities = Abilities { field_expiries: true, streams: true };
     const NONE: Slack = Slack { expiry: 0, reading: 0 };
 
     fn present(kind: &str, expiry: Expiry) -> Mark {
@@ -216,7 +218,8 @@ mod tests {
     /// A heavy value is never known to be at rest; this once let every heavy key that was missing pass.
     #[test]
     fn what_does_not_lie_in_the_value_is_found_whatever_the_value_does() {
-        let payload = |byte: u8| Value::Marked(ValueMark::of(&[byte; 40], crate::version::Flavor::Redis));
+        let payload =
+            |byte: u8| Value::Marked(ValueMark::of(&[byte; 40], crate::version::Flavor::Redis, ABILITIES));
         for (before, after) in [
             (heavy("hash"), heavy("hash")),
             (with_value("hash", payload(1)), with_value("hash", payload(2))),

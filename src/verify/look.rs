@@ -16,7 +16,7 @@ use super::keys::{KeyArena, Suspects, printable};
 use super::payload::ValueMark;
 use super::side::{ATTEMPTS, Links, back_off};
 use super::wire::WireError;
-use super::{Difference, DifferenceKind, VerifyError, VerifyMode, questions};
+use super::{Difference, DifferenceKind, Differing, VerifyError, VerifyMode, questions};
 
 /// Keys looked at together, behind one wait for the target.
 const BATCH: usize = 512;
@@ -35,7 +35,11 @@ pub(super) struct Findings {
     pub unsettled: u64,
     /// The first of them.
     pub unsettled_keys: Vec<String>,
+    /// Keys that the target cannot hold.
+    pub unsupported: u64,
     pub samples: Vec<Difference>,
+    /// The keys that differ, as far as they are kept.
+    pub differing: Differing,
 }
 
 impl Findings {
@@ -68,6 +72,10 @@ pub(super) async fn look(
             for (key, verdict) in batch.iter().zip(verdicts) {
                 match verdict {
                     Verdict::Equal => continue,
+                    Verdict::Unsupported => {
+                        findings.unsupported += 1;
+                        continue;
+                    }
                     Verdict::Unsettled => {
                         findings.unsettled += 1;
                         if findings.unsettled_keys.len() < NAMED {
@@ -80,6 +88,7 @@ pub(super) async fn look(
                             DifferenceKind::Different => &mut findings.different,
                             DifferenceKind::Extra => &mut findings.extra,
                         } += 1;
+                        findings.differing.push(databases.source, key, kind);
                         if findings.samples.len() < context.max_samples {
                             let db = databases.source;
                             findings.samples.push(Difference { key: printable(key), db, kind, detail });
@@ -99,6 +108,8 @@ enum Verdict {
     Equal,
     /// Not compared: it changed at every look, or cannot be read.
     Unsettled,
+    /// Not on the target, which cannot hold it.
+    Unsupported,
     Differs(DifferenceKind, String),
 }
 
@@ -208,6 +219,13 @@ impl Looker<'_> {
             };
         }
         self.spare_merged(keys, &mut verdicts).await?;
+        if !self.context.abilities.streams {
+            for verdict in &mut verdicts {
+                if matches!(verdict, Verdict::Differs(DifferenceKind::Missing, kind) if kind == "stream") {
+                    *verdict = Verdict::Unsupported;
+                }
+            }
+        }
         Ok(verdicts)
     }
 
@@ -321,7 +339,9 @@ async fn values(
     for group in questions::groups(&light) {
         let asked: Vec<&[u8]> = group.iter().filter_map(|&(index, _)| keys.get(index).copied()).collect();
         let read = |frame: Frame<'_>| match frame {
-            Frame::Bulk(Some(payload)) => Some(Some(Value::Marked(ValueMark::of(payload, flavor)))),
+            Frame::Bulk(Some(payload)) => {
+                Some(Some(Value::Marked(ValueMark::of(payload, flavor, context.abilities))))
+            }
             Frame::Bulk(None) => Some(None),
             Frame::TooLong(_) => Some(Some(Value::Heavy)),
             _ => None,

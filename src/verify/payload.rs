@@ -5,6 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 
+use super::context::Abilities;
 use crate::rdb::{ValueDigest, canonical, parse_dump};
 use crate::version::Flavor;
 
@@ -12,13 +13,13 @@ use crate::version::Flavor;
 const FOOTER: usize = 10;
 
 /// True when the payloads hold equal bytes before their footers, or equal values.
-pub(super) fn equal(ours: (&[u8], Flavor), theirs: (&[u8], Flavor)) -> bool {
+pub(super) fn equal(ours: (&[u8], Flavor), theirs: (&[u8], Flavor), abilities: Abilities) -> bool {
     if let (Some(a), Some(b)) = (body(ours.0), body(theirs.0))
         && a == b
     {
         return true;
     }
-    match (digest(ours.0, ours.1), digest(theirs.0, theirs.1)) {
+    match (digest(ours.0, ours.1, abilities), digest(theirs.0, theirs.1, abilities)) {
         (Some(ours), Some(theirs)) => ours.matches(&theirs),
         _ => false,
     }
@@ -36,11 +37,11 @@ pub(super) struct ValueMark {
 }
 
 impl ValueMark {
-    pub fn of(payload: &[u8], flavor: Flavor) -> Self {
+    pub fn of(payload: &[u8], flavor: Flavor, abilities: Abilities) -> Self {
         let body = body(payload).unwrap_or_default();
         let mut hasher = std::hash::DefaultHasher::new();
         body.hash(&mut hasher);
-        Self { bytes: hasher.finish(), length: body.len(), digest: digest(payload, flavor) }
+        Self { bytes: hasher.finish(), length: body.len(), digest: digest(payload, flavor, abilities) }
     }
 
     pub fn agrees(&self, other: &ValueMark) -> bool {
@@ -63,7 +64,8 @@ fn body(payload: &[u8]) -> Option<&[u8]> {
     payload.get(..payload.len().checked_sub(FOOTER)?)
 }
 
-fn digest(payload: &[u8], flavor: Flavor) -> Option<ValueDigest> {
+fn digest(payload: &[u8], flavor: Flavor, abilities: Abilities) -> Option<ValueDigest> {
     let dump = parse_dump(payload).ok()?;
-    canonical(dump.type_byte, dump.value, flavor).ok()
+    let digest = canonical(dump.type_byte, dump.value, flavor).ok()?;
+    Some(if abilities.field_expiries { digest } else { digest.without_field_expiries() })
 }

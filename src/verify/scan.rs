@@ -14,6 +14,7 @@ use super::context::Context;
 use super::expiry::{Expiry, Question};
 use super::frame::Frame;
 use super::keys::KeyArena;
+use super::scripted::Judge;
 use super::side::{ATTEMPTS, Links, back_off};
 use super::values::HardKeys;
 use super::wire::Wire;
@@ -42,6 +43,7 @@ pub(super) async fn compare_node(
         target: context.target.links(databases.target),
         keys_only: context.mode == VerifyMode::Keys,
         question: context.question,
+        judge: Judge::new(&context, node, databases.source)?,
         context,
         node,
         pair,
@@ -58,6 +60,7 @@ pub(super) async fn compare_node(
                 attempt = if scan.resume.cursor == reached { attempt + 1 } else { 0 };
                 scan.source.reset();
                 scan.target.reset();
+                scan.judge.iter_mut().for_each(Judge::reset);
                 back_off(attempt).await;
             }
             Err(error) => return Err(error),
@@ -73,6 +76,8 @@ struct NodeScan {
     target: Links,
     keys_only: bool,
     question: Question,
+    /// Where a script decides which keys can be compared.
+    judge: Option<Judge>,
     resume: Resume,
     hard: mpsc::Sender<HardKeys>,
     batch: HardKeys,
@@ -136,6 +141,9 @@ impl NodeScan {
             }
         })
         .await?;
+        if let Some(judge) = &mut self.judge {
+            judge.retain_untouched(&mut page.keys).await?;
+        }
         page.nodes.extend(page.keys.iter().map(|key| self.target.node_of(key)));
         Ok(())
     }

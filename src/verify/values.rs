@@ -100,7 +100,7 @@ async fn compare_batch(
             let equal = match (ours, theirs) {
                 (Frame::Bulk(Some(ours)), Frame::Bulk(Some(theirs))) if is_string(index) => ours == theirs,
                 (Frame::Bulk(Some(ours)), Frame::Bulk(Some(theirs))) => {
-                    payload::equal((ours, flavors.0), (theirs, flavors.1))
+                    payload::equal((ours, flavors.0), (theirs, flavors.1), context.abilities)
                 }
                 // Gone, moved, refused: the careful look tells.
                 _ => false,

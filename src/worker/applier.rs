@@ -11,7 +11,7 @@ mod sending;
 mod taking_up;
 mod telling;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,10 @@ use super::progress::{Numbers, ShardProgress};
 use super::recopy::Recopy;
 use super::release::Release;
 use super::route::Router;
+use super::snapshot::scripted::Scripting;
 use super::snapshot::{SnapshotRules, Staged};
 use super::stream::{Moment, Stream, StreamPlace, StreamRules};
-use super::{Stopped, WorkerError, WorkerSetup};
+use super::{Feed, Stopped, WorkerError, WorkerSetup};
 use crate::api::plan::ExistingKeys;
 use crate::backoff::Backoff;
 use crate::connection::Address;
@@ -35,6 +36,7 @@ use crate::rdb::compat::TargetFormat;
 use crate::rdb::{Decoder, Dialect, Limits};
 use crate::source::replication::Acknowledged;
 use crate::spool::{Next, Origin, SpoolReader};
+use crate::transform::script::Runner;
 
 /// The window is given back to the allocator when it is empty and larger than this.
 const WINDOW: usize = 1 << 20;
@@ -54,8 +56,18 @@ struct Place {
     position: u64,
     stage: Stage,
     keys: u64,
+    /// Keys left out since this run began, as their time was over.
+    expired: u64,
     /// Keys that the snapshot had announced.
     keys_total: u64,
+    commands: u64,
+    filtered: Filtered,
+}
+
+/// What the filter left out, counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filtered {
+    keys: u64,
     commands: u64,
 }
 
@@ -67,7 +79,6 @@ enum Stage {
 }
 
 /// What the applier is in the middle of.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, and every event goes through it")]
 enum Work {
     Snapshot { decoder: Box<Decoder>, crc: Crc, staged: Option<Staged> },
     Stream(Stream),
@@ -103,12 +114,23 @@ pub(super) struct Applier {
     /// The database in which the source's stream starts.
     stream_db: u64,
     marked: u64,
+    /// Commands by then, and those behind which a record was written.
+    marked_commands: u64,
+    recorded_commands: u64,
+    /// Of the slot map, when it was looked at last.
+    slot_changes: u64,
     /// Last place that stands on the target.
     stands: Place,
     /// Places before that one, in the RDB.
     places: VecDeque<Place>,
     keys: u64,
+    expired: u64,
     commands: u64,
+    filtered: Filtered,
+    /// Keys and commands that the pace has counted.
+    paced: u64,
+    /// The script, where there is one.
+    script: Option<Scripting>,
     lane_addresses: Vec<Address>,
     /// Connections for what does not go through the lanes.
     conversations: Conversations,
@@ -118,6 +140,8 @@ pub(super) struct Applier {
     lost: Option<String>,
     /// Keys that are copied again, and slots that change hands.
     recopy: Recopy,
+    /// The last order that was taken up, and how many of its keys are not reported as copied.
+    ordered: (u64, u64),
     /// Up to this position an earlier attempt may have come.
     replay_until: u64,
     /// Up to this position, units of a chain go one by one: one of them is not taken.
@@ -167,7 +191,7 @@ impl Applier {
             max_value: usize::try_from(setup.max_restore_bytes).unwrap_or(usize::MAX),
             ..Limits::default()
         };
-        let release = Release::new();
+        let release = Release::new(setup.feed.renews());
         let rules = SnapshotRules {
             format: TargetFormat::of(target),
             dialect: Dialect::of(target),
@@ -175,6 +199,8 @@ impl Applier {
             existing: setup.existing_keys,
             replay: false,
             stage: setup.file_name.clone(),
+            drop_expired: setup.feed.is_file(),
+            databases: setup.target_databases,
             holding: release.holding(),
         };
         let stream_rules = StreamRules {
@@ -183,20 +209,25 @@ impl Applier {
             sole_source: setup.sole_source,
             dynamic: (*setup.dynamic).clone(),
             holding: release.holding(),
+            transform: setup.transform.clone(),
+            scanned: matches!(setup.feed, Feed::Scan(..)),
         };
         let decoder = Box::new(Decoder::new(limits));
         let stands = Place {
             position: 0,
             stage: Stage::Snapshot { decoder: decoder.clone(), crc: Crc::new() },
             keys: 0,
+            expired: 0,
             keys_total: 0,
             commands: 0,
+            filtered: Filtered::default(),
         };
         let mut outbox = Outbox::new(setup.lane.commands());
         outbox.kept = keeper
             .as_ref()
             .map(|keeper| Kept::new(keeper.fence.names().clone(), keeper.fence.epoch(), keeper.history));
         let recopy = followed(&setup, &progress, keeper.as_ref());
+        let (quarantined, kinds) = progress.lacking(setup.anew);
         Self {
             recopy,
             outbox,
@@ -219,13 +250,21 @@ impl Applier {
             stream_at: None,
             stream_db: 0,
             marked: 0,
+            marked_commands: 0,
+            slot_changes: 0,
+            recorded_commands: 0,
             stands,
             places: VecDeque::new(),
             keys: 0,
+            expired: 0,
             commands: 0,
+            filtered: Filtered::default(),
+            paced: 0,
+            script: None,
             lane_addresses: Vec::new(),
             conversations: Conversations::default(),
             troubles: Vec::new(),
+            ordered: (0, 0),
             lost: None,
             replay_until: 0,
             careful_until: 0,
@@ -234,13 +273,18 @@ impl Applier {
             taken_up: false,
             wipe: false,
             unknown: HashSet::new(),
-            numbers: Numbers { holding: !release.is_done(), ..Numbers::default() },
+            numbers: Numbers { holding: !release.is_done(), quarantined, kinds, ..Numbers::default() },
             release,
             moment: Moment { arrived: 0, now: 0 },
             published: 0,
             spans: Vec::new(),
             setup,
         }
+    }
+
+    /// Keys and commands go through this script.
+    pub fn follow_script(&mut self, runner: Option<Runner>) {
+        self.script = runner.map(Scripting::new);
     }
 
     pub async fn run(&mut self, mut drain: watch::Receiver<bool>) -> Result<Stopped, WorkerError> {
@@ -263,7 +307,12 @@ impl Applier {
                 () = overdue => return Ok(self.stopped()),
             };
             match interrupted {
-                Interrupted::Failed(error) => return Err(error),
+                Interrupted::Failed(error) => {
+                    if self.setup.feed.is_file() {
+                        self.settle_what_was_read(&error).await;
+                    }
+                    return Err(error);
+                }
                 Interrupted::Lost(why) => {
                     if self.recopy.overtaken.is_some()
                         && self.recopy.barrier.is_none()
@@ -316,10 +365,14 @@ impl Applier {
 
     fn go_on_from_stands(&mut self) {
         self.keys = self.stands.keys;
+        self.expired = self.stands.expired;
         self.numbers.keys_total = self.stands.keys_total;
         self.commands = self.stands.commands;
+        self.filtered = self.stands.filtered;
+        self.paced = self.keys + self.commands;
         self.base = self.stands.position;
         self.marked = self.base;
+        (self.marked_commands, self.recorded_commands) = (self.commands, self.commands);
         self.window.clear();
         self.at = 0;
         self.summed = 0;
@@ -330,6 +383,7 @@ impl Applier {
             }
             Stage::Stream(place) => Work::Stream(Stream::at(place.clone())),
         };
+        self.alone_from = self.base;
         self.reader.seek(self.base);
     }
 
@@ -340,6 +394,7 @@ impl Applier {
         loop {
             self.mend().await?;
             self.tend().await?;
+            self.check_truncated()?;
             if self.releases() && !*drain.borrow() {
                 self.release_some().await?;
                 continue;
@@ -393,7 +448,8 @@ impl Applier {
             || self.setup.own_keys;
         let resumed = self.setup.resume.clone().filter(|_| !snapshot);
         let stage = self.first_stage();
-        self.stands = Place { position: 0, stage, keys: 0, keys_total: 0, commands: 0 };
+        let filtered = Filtered::default();
+        self.stands = Place { position: 0, stage, keys: 0, expired: 0, keys_total: 0, commands: 0, filtered };
         self.places.clear();
         self.rules.replay = false;
         self.replay_until = 0;
@@ -419,6 +475,8 @@ impl Applier {
             return self.resume_stream().await;
         }
         self.acknowledge(0);
+        (self.numbers.quarantined, self.numbers.kinds) = (0, BTreeMap::new());
+        self.progress.lacks_nothing();
         if again {
             if self.setup.existing_keys == ExistingKeys::Skip {
                 return Err(Interrupted::Failed(WorkerError::Target(format!(
@@ -433,7 +491,9 @@ impl Applier {
         self.go_on_from_stands();
         self.begin_records();
         // With Replace, the target has keys that are not ours, and which these are is not known.
-        self.wipe = again && self.setup.existing_keys == ExistingKeys::Fail;
+        // Other files have brought theirs, and no slots tell which.
+        let tells_apart = self.setup.sole_source || self.setup.slots.is_some();
+        self.wipe = again && self.setup.existing_keys == ExistingKeys::Fail && tells_apart;
         self.wipe_earlier().await
     }
 

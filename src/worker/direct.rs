@@ -17,6 +17,7 @@ use super::route::Router;
 use super::stream::Barrier;
 use crate::command::{Emulation, IfMissing, Kind, Part, Step};
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
+use crate::loss::Loss;
 use crate::resp::frame::{Parsed, each_frame, parse_frame};
 use crate::resp::{Args, Reply, encode_command};
 use crate::slot::tag_for_slot;
@@ -36,6 +37,9 @@ pub enum DirectError {
     Fence(FenceError),
     #[error("{address}: {text}")]
     Fatal { address: Address, text: String },
+    /// The only server of the target; another one may be promoted in its place, without the last writes.
+    #[error("{address}: {why}; connecting anew to read how far the target has come")]
+    Adrift { address: Address, why: String },
     /// Nothing was sent there yet.
     #[error("{address} serves slots now that another node had: reading what it holds")]
     Newcomer { address: Address },
@@ -141,6 +145,7 @@ impl<'a> Direct<'a> {
                     command: "in a transaction".to_owned(),
                     key: Vec::new(),
                     error: why.to_string(),
+                    kind: Loss::Commands,
                 }),
             }
         }
@@ -379,6 +384,7 @@ fn refusals(frames: &[u8], replies: &[Reply]) -> Vec<Refusal> {
                 command: String::from_utf8_lossy(args.name()).to_ascii_uppercase(),
                 key: args.arg(1).unwrap_or_default().to_vec(),
                 error: String::from_utf8_lossy(text).into_owned(),
+                kind: Loss::of_command(args.name(), args.arg(3)),
             });
         }
         at += length;

@@ -2,6 +2,7 @@
 //! back, keeping it up to date.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -30,7 +31,7 @@ pub enum KeeperError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(
-        "the target no longer has what this migration kept there: it was emptied, or the migration was completed by another process; start it again for a new full sync"
+        "the target has data, but no longer what this migration kept there: the migration was completed by another process, or its keys were removed; start it again for a new full sync"
     )]
     Gone,
 }
@@ -100,18 +101,25 @@ pub struct Keeper {
     pub territory: Option<Territory>,
     /// Up to this offset an earlier process may have applied commands.
     pub replay_until: i64,
+    /// Names of what the migration's other shards keep.
+    siblings: Vec<KeyNames>,
     /// What is kept is written and not heeded: for a test that must see what happens then.
     pub unguarded: bool,
 }
 
 impl Keeper {
     /// Takes the shard over from whoever had it, and reads what that one left.
-    pub async fn take(setup: &WorkerSetup, router: &Router) -> Result<(Self, Found), KeeperError> {
+    /// `held`: as [`Fence::claim`] has it.
+    pub async fn take(
+        setup: &WorkerSetup,
+        router: &Router,
+        held: &AtomicU64,
+    ) -> Result<(Self, Found), KeeperError> {
         let names = KeyNames::new(&setup.uid, &setup.lineage);
         let dialer = &setup.target_dialer;
         let nodes = nodes(router, &setup.target.addresses());
         let places: Vec<Place> = nodes.iter().map(|node| node.place.clone()).collect();
-        let fence = Arc::new(Fence::claim(names, dialer, &places).await?);
+        let fence = Arc::new(Fence::claim(names, dialer, &places, held).await?);
         let mut state = NodeState::default();
         for node in &nodes {
             let mut connection = fence.connect(dialer, &node.place, Closing::None).await?;
@@ -130,6 +138,7 @@ impl Keeper {
             guards: Vec::new(),
             territory: None,
             replay_until: 0,
+            siblings: setup.siblings.iter().map(|other| KeyNames::new(&setup.uid, other)).collect(),
             unguarded: std::env::var_os(UNGUARDED).is_some_and(|value| value == "1"),
         };
         if keeper.unguarded {
@@ -176,7 +185,7 @@ impl Keeper {
         single: bool,
     ) -> Result<Standing, KeeperError> {
         let mut state = NodeState::default();
-        for (node, connection) in connections {
+        for (node, connection) in connections.iter_mut() {
             read_into(&mut state, connection, dialer, &self.fence, node).await?;
         }
         match self.stand(state, single) {
@@ -187,10 +196,34 @@ impl Keeper {
                 Some(RecordPlace::Snapshot { .. }) => {
                     Ok(Standing::Lost("it lost the full sync that had begun"))
                 }
+                Some(RecordPlace::Stream { .. }) if all_empty(connections, single).await? => {
+                    Ok(Standing::Lost("it lost all that it had"))
+                }
+                // Another shard found it empty first. As long as one keeps a record there, the migration is not
+                // complete: a complete one's records go before its epochs, and a higher epoch ends this process.
+                Some(RecordPlace::Stream { .. }) if self.sibling_stands(connections, dialer).await? => {
+                    Ok(Standing::Lost("it lost all that it had, and another shard is copied to it again"))
+                }
                 Some(RecordPlace::Stream { .. }) => Err(KeeperError::Gone),
             },
             standing => Ok(standing),
         }
+    }
+
+    async fn sibling_stands(
+        &self,
+        connections: &mut [(KeptNode, Connection)],
+        dialer: &Dialer,
+    ) -> Result<bool, ConnectionError> {
+        for (node, connection) in connections {
+            for names in &self.siblings {
+                let state = recovery::read(connection, dialer, names, node.slots.as_ref()).await?;
+                if !state.records.is_empty() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// A full sync begins: all that is kept from now on belongs to it.
@@ -242,6 +275,19 @@ impl Keeper {
         self.recorded = Some(place);
         self.recorded_at = Instant::now();
     }
+}
+
+/// A completed migration leaves data, and so is none of this.
+async fn all_empty(
+    connections: &mut [(KeptNode, Connection)],
+    single: bool,
+) -> Result<bool, ConnectionError> {
+    for (_, connection) in connections {
+        if !recovery::is_empty(connection, single).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn read_into(

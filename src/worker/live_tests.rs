@@ -6,7 +6,7 @@ use super::*;
 use crate::connection::test_server::{Server, eventually};
 use crate::connection::{Connection, Dialer};
 use crate::resp::{Reply, encode_command};
-use crate::spool::spool;
+use crate::spool::{Origin, spool};
 use crate::topology::server_info;
 use crate::version::Flavor;
 
@@ -38,25 +38,31 @@ impl Pair {
         WorkerSetup {
             uid: "u".to_owned(),
             lineage: "0".to_owned(),
+            siblings: Vec::new(),
             exactly_once: false,
             shard: "s".to_owned(),
             file_name: "s".to_owned(),
-            source: self.source.address.clone(),
-            source_shard: None,
-            prefer_replica: false,
-            source_dialer: Dialer::new(self.source.access(), "from"),
-            psync_command: "PSYNC".to_owned(),
-            allow_full_resync: true,
+            feed: Feed::Replication(Upstream {
+                address: self.source.address.clone(),
+                shard: None,
+                prefer_replica: false,
+                dialer: Dialer::new(self.source.access(), "from"),
+                psync_command: "PSYNC".to_owned(),
+                allow_full_resync: true,
+            }),
             dynamic: Arc::default(),
             target: TargetShape::Standalone(self.target.address.clone()),
             target_dialer: Dialer::new(self.target.access(), "to"),
             target_version: version,
+            target_databases: None,
             existing_keys: ExistingKeys::Fail,
             database_map: BTreeMap::new(),
+            transform: None,
             sole_source: true,
             slots: None,
             serves: None,
             lane: LaneLimits::new(64, 64 << 10),
+            turns: crate::worker::turn::Turns::new(0, Default::default()),
             max_restore_bytes: 64 << 20,
             spool: SpoolSetup {
                 memory: 1 << 20,
@@ -88,6 +94,11 @@ impl Pair {
         let digest: [&[u8]; 2] = [b"DEBUG", b"DIGEST"];
         assert_eq!(from.query(&digest).await.unwrap(), to.query(&digest).await.unwrap());
     }
+}
+
+fn upstream(setup: &mut WorkerSetup) -> &mut Upstream {
+    let Feed::Replication(upstream) = &mut setup.feed else { unreachable!() };
+    upstream
 }
 
 /// Runs one script on a server.
@@ -187,7 +198,7 @@ async fn a_checkpoint_outlives_a_run_that_cannot_begin_and_one_that_fails() {
     let checkpoint = Checkpoint { replication_id: "f".repeat(40), offset: 77, db: 3 };
     let progress = ShardProgress::new();
     let mut nowhere = pair.setup();
-    nowhere.source = crate::connection::Address::new("127.0.0.1", 1);
+    upstream(&mut nowhere).address = crate::connection::Address::new("127.0.0.1", 1);
     nowhere.resume = Some(checkpoint.clone());
     let (drain, asked) = watch::channel(false);
     let worker = tokio::spawn(run(nowhere, Arc::clone(&progress), asked));
@@ -198,7 +209,7 @@ async fn a_checkpoint_outlives_a_run_that_cannot_begin_and_one_that_fails() {
 
     let mut forbidden = pair.setup();
     forbidden.resume = Some(checkpoint.clone());
-    forbidden.allow_full_resync = false;
+    upstream(&mut forbidden).allow_full_resync = false;
     let (_drain, asked) = watch::channel(false);
     let ended = run(forbidden, ShardProgress::new(), asked);
     let failed = tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap().unwrap_err();
@@ -233,9 +244,9 @@ async fn a_run_goes_on_from_the_checkpoint_of_a_source_that_was_promoted() {
     };
     replica.query(&[b"REPLICAOF", b"NO", b"ONE"]).await.unwrap();
     let mut setup = pair.setup();
-    setup.source = promoted.address.clone();
-    setup.source_dialer = Dialer::new(promoted.access(), "from");
-    setup.allow_full_resync = false;
+    upstream(&mut setup).address = promoted.address.clone();
+    upstream(&mut setup).dialer = Dialer::new(promoted.access(), "from");
+    upstream(&mut setup).allow_full_resync = false;
     setup.resume = Some(checkpoint.clone());
     let progress = ShardProgress::new();
     let (drain, asked) = watch::channel(false);
@@ -250,4 +261,69 @@ async fn a_run_goes_on_from_the_checkpoint_of_a_source_that_was_promoted() {
     drain.send_replace(true);
     let stopped = worker.await.unwrap().unwrap().checkpoint.unwrap();
     assert_ne!(stopped.replication_id, checkpoint.replication_id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_change_hold_at_once() {
+    let pair = Pair::start();
+    let mut source = pair.source.connect().await;
+    eval(&mut source, "for i=1,9000 do redis.call('SET', 'k'..i, 'v') end").await;
+    let mut setup = pair.setup();
+    let (lane, turns) = (setup.lane.clone(), setup.turns.clone());
+    turns.set(1, Default::default());
+    let Upstream { dialer, address, .. } = upstream(&mut setup).clone();
+    let _other = turns.begin(&dialer, &address, |_| {}).await;
+    lane.pace().set(0, 100);
+    let progress = ShardProgress::new();
+    let (drain, asked) = watch::channel(false);
+    let worker = tokio::spawn(run(setup, Arc::clone(&progress), asked));
+    let mut numbers = progress.numbers.subscribe();
+    let mut seen = async |what: fn(&Numbers) -> bool| {
+        let seen = tokio::time::timeout(Duration::from_secs(60), numbers.wait_for(what)).await;
+        assert!(seen.expect("within 60 s").is_ok());
+    };
+    seen(|numbers| numbers.waiting.contains("parallelShards")).await;
+    turns.set(2, Default::default());
+    // At this rate the rest takes a minute and a half.
+    seen(|numbers| numbers.keys > 0).await;
+    assert!(progress.numbers.borrow().keys < 2000);
+    lane.pace().set(0, 0);
+    seen(|numbers| numbers.phase == ShardPhase::IncrementalSync).await;
+    pair.same_data().await;
+    drain.send_replace(true);
+    worker.await.unwrap().unwrap();
+}
+
+/// One that was frozen begins again, as after an error, and finds that a later process has taken over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_begins_again_takes_nothing_back() {
+    let pair = Pair::start();
+    let mut source = pair.source.connect().await;
+    eval(&mut source, "for i=1,100 do redis.call('INCR', 'n') end").await;
+    let (ours, theirs) = (ShardProgress::new(), ShardProgress::new());
+    let setup = || WorkerSetup { exactly_once: true, restarted: true, ..pair.setup() };
+    let work = async |progress: &Arc<ShardProgress>| {
+        let (drain, asked) = watch::channel(false);
+        progress.numbers.send_replace(Numbers::default());
+        let mut worker = tokio::spawn(run(setup(), Arc::clone(progress), asked));
+        let mut numbers = progress.numbers.subscribe();
+        let streams = numbers.wait_for(|numbers| numbers.phase == ShardPhase::IncrementalSync);
+        tokio::select! {
+            streams = tokio::time::timeout(Duration::from_secs(60), streams) => {
+                assert!(streams.expect("in sync within 60 s").is_ok());
+            }
+            ended = &mut worker => return ended.unwrap(),
+        }
+        drain.send_replace(true);
+        worker.await.unwrap()
+    };
+    // Its own it takes again and again.
+    work(&ours).await.unwrap();
+    work(&ours).await.unwrap();
+    work(&theirs).await.unwrap();
+    let refused = work(&ours).await.unwrap_err();
+    assert!(matches!(refused.error, WorkerError::Fenced(_)), "{:?}", refused.error);
+    work(&theirs).await.unwrap();
+    let n = pair.target.connect().await.query(&[b"GET", b"n"]).await.unwrap();
+    assert_eq!(n, Reply::Bulk(Some(b"100".as_slice().into())));
 }

@@ -19,6 +19,8 @@ use crate::target::keys::{guard_value, parse_guard};
 pub struct Mending {
     /// Keys of commands that are to be sent again.
     late: HashSet<Vec<u8>>,
+    /// Those of them whose command does something else where a later one stands already.
+    bound: HashSet<Vec<u8>>,
     /// The highest offset of each guard that stands.
     standing: HashMap<Vec<u8>, i64>,
     /// A guard stands that lies behind a command to be sent again.
@@ -75,11 +77,16 @@ impl Mending {
                 None if self.late.is_empty() || is_own(command) => continue,
                 None => {
                     let unit = unit_of(trouble, &commands, &range, String::new());
-                    if !keys_of(&unit.frames).iter().any(|key| self.late.contains(key)) {
+                    let keys = keys_of(&unit.frames);
+                    if !keys.iter().any(|key| self.late.contains(key)) {
                         continue;
                     }
+                    // Repeated in their order, replayable commands come out right; an APPEND behind the SETRANGE
+                    // that overtook it does not.
+                    let replayable =
+                        is_replayable(&unit.frames) && !keys.iter().any(|key| self.bound.contains(key));
                     // A single command that was refused did nothing.
-                    if !(range.len() == 1 && (refused || is_replayable(&unit.frames))) {
+                    if !(range.len() == 1 && (refused || replayable)) {
                         self.spoil(&unit);
                         plan.left.push(unit.at);
                         continue;
@@ -87,7 +94,11 @@ impl Mending {
                     unit
                 }
             };
-            self.late.extend(keys_of(&unit.frames));
+            let keys = keys_of(&unit.frames);
+            if !is_replayable(&unit.frames) {
+                self.bound.extend(keys.iter().cloned());
+            }
+            self.late.extend(keys);
             self.raise_guard(&mut unit);
             plan.again.push(unit);
         }
@@ -254,6 +265,15 @@ mod tests {
             &[(0, "OOM command not allowed")],
         );
         assert_eq!(again(&trouble), (vec!["SET k 1".to_owned(), "SET k 3".to_owned()], false, vec![]));
+    }
+
+    #[test]
+    fn what_was_overtaken_and_would_find_something_else_spoils_its_keys() {
+        let trouble = trouble(
+            &[&["APPEND", "k", "x"], &["SETRANGE", "k", "9", "y"], &["SET", "other", "1"]],
+            &[(0, "ASK 1 127.0.0.1:7001"), (2, "ASK 1 127.0.0.1:7001")],
+        );
+        assert_eq!(again(&trouble), (vec!["SET other 1".to_owned()], false, vec!["k".to_owned()]));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::resp::{array_header, bulk};
 use crate::target::chain;
 use crate::target::keys::append_guard_value;
-use crate::target::lane::{Batch, Exception, Lane, LaneError, LaneReport};
+use crate::target::lane::{BATCHES_IN_WINDOW, Batch, Exception, Lane, LaneError, LaneReport, batch_of};
 
 pub use kept::Kept;
 
@@ -134,6 +134,11 @@ pub struct Outbox<S> {
     pub reporter: mpsc::Sender<LaneReport>,
     free: Vec<Vec<u8>>,
     batch_commands: u32,
+    /// Batches are those of a full sync.
+    bulk: bool,
+    /// Smaller ones, for a pace.
+    most_commands: u32,
+    most_bytes: usize,
     /// The first lane whose pending commands fill a batch.
     full: Option<usize>,
     pub batches: u64,
@@ -144,7 +149,7 @@ pub struct Outbox<S> {
 }
 
 impl<S> Outbox<S> {
-    /// `pipeline_commands`: unanswered commands a lane may have; a batch is a fraction of it.
+    /// `pipeline_commands`: commands a lane may have under way; a batch is a fraction of it.
     pub fn new(pipeline_commands: usize) -> Self {
         let (reporter, reports) = mpsc::channel(REPORTS);
         Self {
@@ -153,7 +158,10 @@ impl<S> Outbox<S> {
             reports,
             reporter,
             free: Vec::new(),
-            batch_commands: u32::try_from(pipeline_commands / 4).unwrap_or(u32::MAX).max(1),
+            batch_commands: u32::try_from(batch_of(pipeline_commands)).unwrap_or(u32::MAX),
+            bulk: false,
+            most_commands: u32::MAX,
+            most_bytes: BATCH_BYTES,
             full: None,
             batches: 0,
             done: 0,
@@ -167,6 +175,17 @@ impl<S> Outbox<S> {
         let mut outbox = Self::new(64);
         outbox.slots.resize_with(lanes, Slot::default);
         outbox
+    }
+
+    /// Whether batches are of a full sync. Large ones spare the servers that share a machine many switches.
+    pub fn set_bulk(&mut self, bulk: bool) {
+        self.bulk = bulk;
+    }
+
+    /// Batches are no larger than this, and no larger than they would be anyway.
+    pub fn limit_batches(&mut self, commands: u64, bytes: u64) {
+        self.most_commands = u32::try_from(commands).unwrap_or(u32::MAX);
+        self.most_bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(BATCH_BYTES);
     }
 
     pub fn lanes(&self) -> usize {
@@ -252,7 +271,17 @@ impl<S> Outbox<S> {
                 out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
             }
         }
+        if let Some((slot, kept)) = guard.zip(self.kept.as_mut()) {
+            kept.send_guarded(slot, end);
+        }
         self.note(lane);
+    }
+
+    /// True while a unit of the slot is under way that must not be applied twice. While the slot moves it is refused,
+    /// whatever keys it has; one that overtook it would change what it finds, so that it needs a guard as well.
+    pub fn follows_guarded(&self, lane: usize, slot: u16) -> bool {
+        let Some(kept) = self.kept.as_ref().filter(|kept| !kept.chained) else { return false };
+        self.slots.get(lane).is_some_and(|lane| kept.sent_guarded(slot) > lane.applied_to)
     }
 
     /// Appends how far this shard has come on the lane's node, under the name for `slot`.
@@ -287,8 +316,11 @@ impl<S> Outbox<S> {
 
     /// To be called after units were appended; cheap.
     pub fn note(&mut self, lane: usize) {
+        let whole = if self.bulk { BATCHES_IN_WINDOW as u32 } else { 1 };
         if let Some(slot) = self.slots.get(lane)
-            && (slot.pending.bytes.len() >= BATCH_BYTES || slot.pending.commands >= self.batch_commands)
+            && (slot.pending.bytes.len() >= self.most_bytes
+                || slot.pending.commands >= self.batch_commands.saturating_mul(whole)
+                || slot.pending.commands.saturating_sub(slot.pending.head) >= self.most_commands)
         {
             self.full = Some(lane);
         }
@@ -346,7 +378,14 @@ impl<S> Outbox<S> {
         let commands = std::mem::take(&mut pending.commands);
         let db = std::mem::replace(&mut pending.first_db, pending.db);
         self.batches += 1;
-        Some(Batch { bytes: std::mem::replace(&mut pending.bytes, free), commands, sequence, db, head })
+        Some(Batch {
+            bytes: std::mem::replace(&mut pending.bytes, free),
+            commands,
+            sequence,
+            db,
+            head,
+            bulk: self.bulk,
+        })
     }
 
     /// Hands a batch to its lane, and meanwhile takes reports, as lanes wait until theirs are taken.
@@ -357,14 +396,9 @@ impl<S> Outbox<S> {
         let mut lost = false;
         let sent = loop {
             tokio::select! {
+                // Reports first: where a place is always free, nothing else would take them, and what stands would
+                // seem to lie far back.
                 biased;
-                place = sender.place() => match place {
-                    Some(place) => {
-                        place.send(batch);
-                        break true;
-                    }
-                    None => break false,
-                },
                 report = self.reports.recv() => {
                     if let Some(report) = report {
                         let what = self.hear(report);
@@ -374,6 +408,13 @@ impl<S> Outbox<S> {
                         }
                     }
                 }
+                place = sender.place() => match place {
+                    Some(place) => {
+                        place.send(batch);
+                        break true;
+                    }
+                    None => break false,
+                },
             }
         };
         if let Some(slot) = self.slots.get_mut(lane).filter(|_| !lost) {
@@ -509,6 +550,7 @@ impl<S> Outbox<S> {
         if let Some(kept) = &mut self.kept {
             kept.chained = false;
             kept.set_guards(&[]);
+            kept.forget_sent();
         }
     }
 }

@@ -55,11 +55,13 @@ pub enum Stage {
 }
 
 impl Release {
-    pub fn new() -> Self {
-        let unheld = std::env::var_os(UNHELD).is_some_and(|value| value == "1");
-        if unheld {
+    /// `renewed`: commands that renew what expires may follow. Without, nothing is held.
+    pub fn new(renewed: bool) -> Self {
+        let told = std::env::var_os(UNHELD).is_some_and(|value| value == "1");
+        if told {
             tracing::warn!("{UNHELD} is set: keys may be lost while the target lags");
         }
+        let unheld = told || !renewed;
         Self {
             stage: if unheld { Stage::Done } else { Stage::Holding },
             carried: Carried::default(),

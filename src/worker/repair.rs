@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::outbox::Trouble;
 use crate::command::{Route, lookup, route};
+use crate::loss::Loss;
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, Next, ReplyVerdict};
 use crate::target::keys::{PREFIX, is_none};
@@ -25,11 +26,12 @@ pub struct Unit {
 }
 
 /// A command that the target will not take.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Refusal {
     pub command: String,
     pub key: Vec<u8>,
     pub error: String,
+    pub kind: Loss,
 }
 
 /// What the answers to a batch come to.
@@ -254,6 +256,7 @@ fn refusal(command: &Command<'_>, error: &str) -> Refusal {
         command: String::from_utf8_lossy(name).to_ascii_uppercase(),
         key: command.args.get(1).copied().unwrap_or_default().to_vec(),
         error: error.to_owned(),
+        kind: Loss::of_command(name, command.args.get(3).copied()),
     }
 }
 

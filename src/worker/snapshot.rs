@@ -1,13 +1,16 @@
 //! The full sync (PURE): RDB events become commands for the lanes.
 
+pub mod scripted;
+
 use super::outbox::{Outbox, Pending};
 use super::route::Router;
 use crate::api::plan::ExistingKeys;
 use crate::hold::Holding;
-use crate::rdb::compat::TargetFormat;
+use crate::loss::Loss;
+use crate::rdb::compat::{Fit, TargetFormat};
 use crate::rdb::{
-    Dialect, Event, KeyRecord, LargeHead, PlainString, append_restore_payload, hold_fields, plain_string,
-    restore_payload_len,
+    Dialect, Event, KeyRecord, LargeHead, LargeKind, NotRecoded, PlainString, append_restore_payload,
+    hold_fields, plain_string, recode, restore_payload_len,
 };
 use crate::resp::{array_header, bulk, encode_command, header};
 use crate::slot::{slot, tag_for_slot};
@@ -27,9 +30,42 @@ pub struct SnapshotRules {
     /// Names this shard in the keys that large values are built under.
     pub stage: String,
     pub holding: Holding,
+    /// As a server that loads a file, leave out keys whose time is over.
+    pub drop_expired: bool,
+    /// How many the target has; `None`: enough.
+    pub databases: Option<u64>,
+}
+
+impl Staged {
+    fn of(key: &[u8], expire_at_ms: Option<i64>, rules: &SnapshotRules, router: &Router) -> Self {
+        Self {
+            lane: router.lane(key),
+            stage: rules.stage_of(key),
+            expire_at_ms: expire_at_ms.map(|at| rules.holding.key(at)),
+            lossy: false,
+            commands_failed: None,
+        }
+    }
 }
 
 impl SnapshotRules {
+    /// What a large value is built under until it is whole: in the slot of its key.
+    pub fn stage_of(&self, key: &[u8]) -> Vec<u8> {
+        let tag = tag_for_slot(slot(key));
+        format!("redis-migration:{{{tag}}}:load:{}", self.stage).into_bytes()
+    }
+
+    /// Why keys of this database cannot be there.
+    fn lacks(&self, db: u64) -> Option<String> {
+        let databases = self.databases.filter(|databases| db >= *databases)?;
+        Some(format!("the target has {databases} database(s), and this key belongs to {db}; see databaseMap"))
+    }
+
+    fn is_over(&self, expire_at_ms: Option<i64>, now_ms: u64) -> bool {
+        let over = |at: i64| at <= i64::try_from(now_ms).unwrap_or(i64::MAX);
+        self.drop_expired && expire_at_ms.is_some_and(over)
+    }
+
     fn overwrites(&self) -> bool {
         match self.existing {
             ExistingKeys::Replace => true,
@@ -50,12 +86,17 @@ pub enum Applied {
         lane: usize,
         done: bool,
     },
+    /// One key, or the last part of one, without what the target cannot hold of it.
+    Lossy(Loss),
     /// Commands on every lane.
     Broadcast,
-    /// The key cannot be brought to the target.
+    /// The key's time was over before.
+    Expired,
+    /// The key, or a library of functions, cannot be brought to the target.
     Refused {
         key: Vec<u8>,
         why: String,
+        kind: Loss,
     },
 }
 
@@ -65,6 +106,8 @@ pub struct Staged {
     lane: usize,
     stage: Vec<u8>,
     expire_at_ms: Option<i64>,
+    /// Its fields have expiries, of which the target knows nothing.
+    lossy: bool,
     commands_failed: Option<String>,
 }
 
@@ -89,18 +132,31 @@ pub fn apply<S>(
 ) -> Applied {
     match event {
         Event::Key(record) => {
-            if !rules.format.can_load(record.type_byte, flavor) {
-                let why = format!("the target cannot load RDB type {}", record.type_byte);
-                return Applied::Refused { key: record.key.to_vec(), why };
+            if rules.is_over(record.expire_at_ms, now_ms) {
+                return Applied::Expired;
             }
+            if let Some(why) = rules.lacks(db) {
+                return Applied::Refused { key: record.key.to_vec(), why, kind: Loss::Values };
+            }
+            let mut value = Vec::new();
+            let (record, flavor, lossy) = match fitting(record, flavor, &rules.format, &mut value) {
+                Ok(fitting) => fitting,
+                Err(error) => return not_recoded(record.key, &error),
+            };
             let lane = router.lane(record.key);
             let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
             pending.select(db);
-            write_key(record, flavor, rules, pending, now_ms);
+            write_key(&record, flavor, rules, pending, now_ms);
             outbox.note(lane);
-            Applied::Key(lane)
+            if lossy { Applied::Lossy(Loss::FieldExpiry) } else { Applied::Key(lane) }
         }
         Event::Function { code } => {
+            if !rules.format.has_functions() {
+                // The library's name stands in its first line.
+                let name = code.split(|&byte| byte == b'\n').next().unwrap_or_default();
+                let key = name.get(..name.len().min(100)).unwrap_or_default().to_vec();
+                return not_recoded(&key, &NotRecoded::NoEquivalent(Loss::Functions));
+            }
             for lane in 0..outbox.lanes() {
                 if !outbox.has_lane(lane) {
                     continue;
@@ -116,7 +172,12 @@ pub fn apply<S>(
             }
             Applied::Broadcast
         }
-        Event::LargeBegin(head) => begin_large(head, db, rules, router, staged, outbox),
+        // Its parts find nothing begun.
+        Event::LargeBegin(head) if rules.is_over(head.expire_at_ms, now_ms) => Applied::Expired,
+        Event::LargeBegin(head) => match rules.lacks(db) {
+            Some(why) => Applied::Refused { key: head.key.to_vec(), why, kind: Loss::Values },
+            None => begin_large(head, db, flavor, rules, router, staged, outbox),
+        },
         Event::LargeItems { items, .. } => {
             let Some(staged) = staged else { return Applied::Nothing };
             let lane = staged.lane;
@@ -136,7 +197,7 @@ pub fn apply<S>(
             {
                 write(pending, &[b"DEL", &staged.stage]);
             }
-            Applied::Refused { key: key.to_vec(), why: (*why).to_owned() }
+            Applied::Refused { key: key.to_vec(), why: (*why).to_owned(), kind: Loss::Values }
         }
         Event::Header { .. }
         | Event::Aux { .. }
@@ -148,6 +209,29 @@ pub fn apply<S>(
         | Event::Skipped
         | Event::End { .. } => Applied::Nothing,
     }
+}
+
+/// The record as the target can load it, its flavour then, and whether expiries of fields were lost.
+pub fn fitting<'a>(
+    record: &KeyRecord<'a>,
+    flavor: Flavor,
+    format: &TargetFormat,
+    value: &'a mut Vec<u8>,
+) -> Result<(KeyRecord<'a>, Flavor, bool), NotRecoded> {
+    if format.can_load(record.type_byte, flavor) {
+        return Ok((*record, flavor, false));
+    }
+    let recoded = recode(record.type_byte, record.value, flavor, format, value)?;
+    let record = KeyRecord { type_byte: recoded.type_byte, value, ..*record };
+    Ok((record, format.flavor(), recoded.lost_field_expiry))
+}
+
+fn not_recoded(key: &[u8], error: &NotRecoded) -> Applied {
+    let kind = match error {
+        NotRecoded::NoEquivalent(kind) => *kind,
+        NotRecoded::Damaged(_) | NotRecoded::TooLarge => Loss::Values,
+    };
+    Applied::Refused { key: key.to_vec(), why: error.to_string(), kind }
 }
 
 fn write_key(
@@ -254,21 +338,42 @@ pub fn restore(
 fn begin_large<S>(
     head: &LargeHead<'_>,
     db: u64,
+    flavor: Flavor,
     rules: &SnapshotRules,
     router: &Router,
     staged: &mut Option<Staged>,
     outbox: &mut Outbox<S>,
 ) -> Applied {
-    let lane = router.lane(head.key);
-    let stage =
-        format!("redis-migration:{{{}}}:load:{}", tag_for_slot(slot(head.key)), rules.stage).into_bytes();
+    if let Fit::Never(kind) = rules.format.fit(head.type_byte, flavor)
+        && head.kind == LargeKind::Stream
+    {
+        // What follows of it finds nothing that is being built.
+        return not_recoded(head.key, &NotRecoded::NoEquivalent(kind));
+    }
+    let begun = begin(head.key, head.expire_at_ms, db, rules, router, staged, outbox);
+    if let Some(staged) = staged {
+        staged.lossy = rules.dialect.loses_field_expiry(head.type_byte);
+    }
+    begun
+}
+
+fn begin<S>(
+    key: &[u8],
+    expire_at_ms: Option<i64>,
+    db: u64,
+    rules: &SnapshotRules,
+    router: &Router,
+    staged: &mut Option<Staged>,
+    outbox: &mut Outbox<S>,
+) -> Applied {
+    let begun = Staged::of(key, expire_at_ms, rules, router);
+    let lane = begun.lane;
     if let Some(pending) = outbox.pending(lane) {
         pending.select(db);
         // An earlier attempt may have left its part.
-        write(pending, &[b"DEL", &stage]);
+        write(pending, &[b"DEL", &begun.stage]);
     }
-    let expire_at_ms = head.expire_at_ms.map(|at| rules.holding.key(at));
-    *staged = Some(Staged { lane, stage, expire_at_ms, commands_failed: None });
+    *staged = Some(begun);
     Applied::Part { lane, done: false }
 }
 
@@ -278,13 +383,13 @@ fn end_large<S>(
     staged: &mut Option<Staged>,
     outbox: &mut Outbox<S>,
 ) -> Applied {
-    let Some(Staged { lane, stage, expire_at_ms, commands_failed }) = staged.take() else {
+    let Some(Staged { lane, stage, expire_at_ms, lossy, commands_failed }) = staged.take() else {
         return Applied::Nothing;
     };
     let Some(pending) = outbox.pending(lane) else { return Applied::Nothing };
     if let Some(why) = commands_failed {
         write(pending, &[b"DEL", &stage]);
-        return Applied::Refused { key: key.to_vec(), why };
+        return Applied::Refused { key: key.to_vec(), why, kind: Loss::Values };
     }
     let mut digits = itoa::Buffer::new();
     let expiry = expire_at_ms.map(|at| digits.format(at.max(1)).as_bytes());
@@ -307,7 +412,7 @@ fn end_large<S>(
         write(pending, &[b"DEL", &stage]);
     }
     outbox.note(lane);
-    Applied::Part { lane, done: true }
+    if lossy { Applied::Lossy(Loss::FieldExpiry) } else { Applied::Part { lane, done: true } }
 }
 
 fn write(pending: &mut Pending, words: &[&[u8]]) {
@@ -335,6 +440,8 @@ mod tests {
             replay,
             stage: "s".to_owned(),
             holding: Holding::default(),
+            drop_expired: false,
+            databases: None,
         }
     }
 
@@ -358,7 +465,8 @@ mod tests {
     fn ended(existing: ExistingKeys, replay: bool) -> Vec<String> {
         let mut outbox = Outbox::with_lanes(1);
         let stage = b"redis-migration:{a}:load:s".to_vec();
-        let mut staged = Some(Staged { lane: 0, stage, expire_at_ms: Some(7), commands_failed: None });
+        let mut staged =
+            Some(Staged { lane: 0, stage, expire_at_ms: Some(7), lossy: false, commands_failed: None });
         end_large(b"k", &rules(existing, replay, 7), &mut staged, &mut outbox);
         written(&mut outbox)
     }

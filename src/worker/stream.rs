@@ -1,20 +1,27 @@
 //! The command stream: each command of the source finds its lane, in order.
 
+mod filtering;
 mod rewriting;
+mod scanned;
+mod scripted;
 mod transaction;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use super::outbox::Outbox;
 use super::recopy::gate::Gate;
 use super::release::Carried;
 use super::route::Router;
 use crate::command::{
-    Class, CommandSpec, DynamicTable, Emulation, Kind, Part, Route, SplitPlan, class_of, lookup, route, split,
+    Class, CommandSpec, DynamicTable, Emulation, Kind, Part, Route, SplitPlan, class_of, decimal, is_any,
+    lookup, route, split,
 };
 use crate::hold::Holding;
 use crate::resp::frame::each_frame;
 use crate::resp::{Args, encode_command};
+use crate::transform::Transform;
+use crate::transform::script::Runner;
 use crate::version::ServerVersion;
 
 use transaction::Transaction;
@@ -34,6 +41,10 @@ pub struct StreamRules {
     /// Commands that only the source knows.
     pub dynamic: DynamicTable,
     pub holding: Holding,
+    /// What is left out; `None`: nothing.
+    pub transform: Option<Arc<Transform>>,
+    /// The stream is that of a scan: it tells what keys hold, not what was done to them.
+    pub scanned: bool,
 }
 
 /// Place in the stream, as a resume needs it.
@@ -75,14 +86,23 @@ pub struct Onward<'a, S> {
     /// What is left out.
     pub gate: &'a mut Gate,
     pub moment: Moment,
-    /// Spool position behind the command at hand.
+    /// Spool positions before and behind the command at hand.
+    pub start: u64,
     pub end: u64,
+    /// Counts commands that were left out, in whole or in part.
+    pub filtered: &'a mut u64,
+    /// The script, where it judges commands.
+    pub script: Option<&'a mut Runner>,
     /// While held expiries are given back.
     pub carried: Option<&'a mut Carried>,
 }
 
 impl<S> Onward<'_, S> {
     fn target_db(&self, db: u64) -> u64 {
+        if self.rules.transform.as_ref().is_some_and(|transform| !transform.databases.admits(db)) {
+            // What is no data of it, such as messages or an EXEC. The target need not have that database.
+            return 0;
+        }
         self.rules.database_map.get(&db).copied().unwrap_or(db)
     }
 
@@ -90,6 +110,7 @@ impl<S> Onward<'_, S> {
     fn send_slot(&mut self, slot: u16, db: u64, frames: &[u8], count: u32, guarded: bool) {
         let lane = self.router.lane_of_slot(slot);
         if !self.outbox.is_applied(lane, Some(slot), self.end) {
+            let guarded = guarded || self.outbox.follows_guarded(lane, slot);
             self.outbox.append(lane, db, (frames, count), guarded.then_some(slot), self.end);
         }
     }
@@ -122,6 +143,12 @@ pub struct Stream {
     scripts: HashSet<[u8; 20]>,
     temporaries: u64,
     scratch: Vec<u8>,
+    /// What the filter left of a command.
+    narrowed: Vec<u8>,
+    /// Commands whose expiries of fields the target cannot hold, since somebody asked.
+    pub lost_expiries: u64,
+    /// What the script made of one.
+    scripted: Vec<u8>,
 }
 
 /// What is the same for all commands of a block.
@@ -149,8 +176,18 @@ impl Stream {
 
     /// Takes one command.
     pub fn take<S>(&mut self, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
-        let known = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(args));
-        let Some(spec) = known else { return self.unknown(args, to) };
+        let rules = to.rules;
+        let known = lookup(args.name()).or_else(|| rules.dynamic.lookup(args));
+        match &rules.transform {
+            None => self.follow(known, args, to),
+            Some(transform) => self.filter(transform, known, args, to),
+        }
+    }
+
+    fn follow<S>(&mut self, known: Option<&CommandSpec>, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        let Some(spec) = known else {
+            return if to.script.is_some() { self.judge(None, args, to) } else { self.unknown(args, to) };
+        };
         match spec.kind {
             Kind::Noise => return Taken::Done { commands: 0 },
             // Sentinels tell each other of a master there: those of the target would take the source for theirs.
@@ -164,7 +201,7 @@ impl Stream {
                 return Taken::Done { commands: 0 };
             }
             Kind::Multi => {
-                let from = to.end.saturating_sub(args.frame.len() as u64);
+                let from = to.start;
                 self.transaction = Some(Transaction { db: self.place.db, from, ..Transaction::default() });
                 // A batch is a transaction already where nothing may be applied twice.
                 if !to.router.is_cluster() && !to.exactly_once() {
@@ -180,8 +217,32 @@ impl Stream {
                 }
                 return refused(args, "slots moved on a source that is not known as a cluster");
             }
+            _ => {}
+        }
+        if !to.gate.is_open() && !to.gate.admits(spec, args, to.target_db(self.place.db)) {
+            return Taken::Done { commands: 0 };
+        }
+        match (spec.kind, &to.script) {
+            (Kind::ScriptCache | Kind::Function, _) | (_, None) => self.pass_on(spec, args, to),
+            _ => self.judge(Some(spec), args, to),
+        }
+    }
+
+    /// Brings a command on its way in the form for this target.
+    fn pass_on<S>(&mut self, spec: &CommandSpec, args: &Args<'_>, to: &mut Onward<'_, S>) -> Taken {
+        match spec.kind {
             Kind::Flush if !to.rules.sole_source => {
                 return refused(args, "other sources feed this target too, and their keys must stay");
+            }
+            Kind::Function if !to.rules.target.has_redis(7, 0) => {
+                // What is not there need not go.
+                return match args.arg(1) {
+                    Some(word) if is_any(word, &["DELETE", "FLUSH"]) => Taken::Done { commands: 1 },
+                    _ => refused(args, "the target has no functions: Redis 7.0 and newer do"),
+                };
+            }
+            Kind::Data if spec.is_of_streams() && !to.rules.target.has_redis(5, 0) => {
+                return refused(args, "the target has no streams: Redis 5.0 and newer do");
             }
             Kind::SwapDb | Kind::Move if to.router.is_cluster() => {
                 return refused(args, "a cluster has one database");
@@ -191,13 +252,10 @@ impl Stream {
             }
             _ => {}
         }
-        if !to.gate.is_open() && !to.gate.admits(spec, args, to.target_db(self.place.db)) {
-            return Taken::Done { commands: 0 };
-        }
         if let Some(carried) = &mut to.carried {
             carried.note(spec, args, self.place.db, &to.rules.database_map);
         }
-        let replaced = self.rewritten(spec, args, to.moment, to.rules);
+        let replaced = self.rewritten(spec, args, to.moment, to.rules, to.router);
         let taken = match replaced {
             Some(0) => Taken::Done { commands: 0 },
             Some(count) => {
@@ -270,8 +328,7 @@ impl Stream {
             // The keys that tell what was applied go with all others: that takes a barrier.
             Kind::Flush if to.exactly_once() => {
                 let part = Part::Keyless { index: 0, kind: spec.kind, frame: args.frame.to_vec() };
-                let from = to.end.saturating_sub(args.frame.len() as u64);
-                let barrier = Barrier { db, parts: vec![part], commands: 1, from, end: to.end };
+                let barrier = Barrier { db, parts: vec![part], commands: 1, from: to.start, end: to.end };
                 return Taken::Barrier(Box::new(barrier));
             }
             Kind::Flush | Kind::Function | Kind::ScriptCache => {
@@ -311,8 +368,8 @@ impl Stream {
                 Taken::Done { commands: 1 }
             }
             Ok(SplitPlan::Emulate(emulation)) => {
-                let from = to.end.saturating_sub(args.frame.len() as u64);
-                self.barrier(db, emulation, (from, to.end))
+                // Not from the frame's length: it may be another than that of the source's command.
+                self.barrier(db, emulation, (to.start, to.end))
             }
             Ok(SplitPlan::Impossible(why)) => refused(args, &why.to_string()),
             // `route` said otherwise, so this is not met.
@@ -402,10 +459,6 @@ fn one_slot(spec: &CommandSpec, frames: &[u8]) -> Option<(u16, bool)> {
 fn refused(args: &Args<'_>, why: &str) -> Taken {
     let command = String::from_utf8_lossy(args.name()).to_ascii_uppercase();
     Taken::Refused { command, key: args.arg(1).unwrap_or_default().to_vec(), why: why.to_owned() }
-}
-
-fn decimal(arg: &[u8]) -> Option<u64> {
-    std::str::from_utf8(arg).ok()?.parse().ok()
 }
 
 #[cfg(test)]

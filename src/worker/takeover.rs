@@ -6,9 +6,11 @@ use tokio::sync::watch;
 use super::keeper::{Found, Keeper};
 use super::progress::ShardProgress;
 use super::route::Router;
-use super::{TargetShape, WorkerError, WorkerSetup};
+use super::{Feed, TargetShape, Upstream, WorkerError, WorkerSetup};
 use crate::backoff::Backoff;
-use crate::spool::{self, Origin, Recovered, SpoolReader, SpoolWriter};
+use crate::object::SourceFile;
+use crate::source::file::origin;
+use crate::spool::{self, Origin, Recovered, SpoolLimits, SpoolReader, SpoolWriter};
 use crate::target::keys::Load;
 use crate::topology::{Role, discover, server_info};
 
@@ -61,7 +63,7 @@ pub async fn take_over(
     let mut backoff = Backoff::default();
     let mut router = router.clone();
     let (mut keeper, found) = loop {
-        let error = match Keeper::take(setup, &router).await {
+        let error = match Keeper::take(setup, &router, &progress.epoch).await {
             Ok(taken) => break taken,
             Err(error) => error,
         };
@@ -100,6 +102,10 @@ pub async fn take_over(
     };
     progress.numbers.send_modify(|numbers| numbers.waiting.clear());
     let mut loading = None;
+    let found = match &setup.feed {
+        Feed::File(file) => of_file(file, found),
+        Feed::Replication(_) | Feed::Scan(..) => found,
+    };
     match found {
         Found::Nothing => {
             if setup.resume.take().is_some() {
@@ -111,8 +117,12 @@ pub async fn take_over(
         Found::Resume(checkpoint) => {
             tracing::info!(shard = %setup.shard, offset = checkpoint.offset, "going on from what the target has");
             // What an earlier run may have applied, it had received by now.
-            let info = server_info(&setup.source_dialer, &setup.source).await;
-            keeper.replay_until = info.map_or(i64::MAX, |info| info.offset.max(checkpoint.offset));
+            keeper.replay_until = i64::MAX;
+            if let Some(Upstream { dialer, address, .. }) = setup.feed.upstream()
+                && let Ok(info) = server_info(dialer, address).await
+            {
+                keeper.replay_until = info.offset.max(checkpoint.offset);
+            }
             setup.resume = Some(checkpoint);
         }
         Found::Loading(load) => {
@@ -129,10 +139,23 @@ pub async fn take_over(
     Ok(Some(Taken { keeper: Some(keeper), loading }))
 }
 
+/// What was recorded of another content of the file is no place to go on from.
+fn of_file(file: &SourceFile, found: Found) -> Found {
+    let same = match &found {
+        Found::Loading(load) => load.spool == file.fingerprint() && load.waypoint.position <= file.size,
+        Found::Resume(checkpoint) => checkpoint.replication_id == origin(file).replication_id,
+        Found::Nothing | Found::Begun(_) => true,
+    };
+    if same { found } else { Found::Begun("the file is another than the one of an earlier run") }
+}
+
 /// The spool to work with: that of an earlier run, when it reaches on from where the target stands, else a
 /// new one. To be called once nobody else writes to the shard's folder any more.
 pub async fn open_spool(setup: &WorkerSetup, taken: &Taken) -> (SpoolWriter, SpoolReader, Option<Left>) {
     let limits = setup.spool.limits(&setup.file_name);
+    if let Feed::File(file) = &setup.feed {
+        return open_on_file(limits, file, taken.loading);
+    }
     let Taken { keeper, loading } = taken;
     let resume = setup.resume.as_ref().filter(|_| keeper.is_some());
     if loading.is_none() && resume.is_none() {
@@ -171,6 +194,23 @@ pub async fn open_spool(setup: &WorkerSetup, taken: &Taken) -> (SpoolWriter, Spo
     }
     let (writer, reader) = spool::spool(limits);
     (writer, reader, None)
+}
+
+/// A file holds the rest by itself.
+fn open_on_file(
+    limits: SpoolLimits,
+    file: &SourceFile,
+    loading: Option<Load>,
+) -> (SpoolWriter, SpoolReader, Option<Left>) {
+    let Some(load) = loading else {
+        let (writer, reader) = spool::spool(limits);
+        return (writer, reader, None);
+    };
+    let (origin, position) = (origin(file), load.waypoint.position);
+    tracing::info!(file = %file.uri, position, "going on with the file where an earlier run stopped");
+    let (writer, reader) = spool::spool_from(limits, (file.fingerprint(), origin.clone()), position);
+    let left = Left { origin, stream_at: file.size, position, part: LeftPart::Snapshot(load) };
+    (writer, reader, Some(left))
 }
 
 const INCOMPLETE: &str = "the end of the RDB had not arrived";

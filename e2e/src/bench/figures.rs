@@ -8,6 +8,8 @@ pub enum Unit {
     Seconds,
     Milliseconds,
     Mebibytes,
+    Commands,
+    PerSecond,
 }
 
 /// What is held against `must` and `aim`.
@@ -141,6 +143,8 @@ impl Unit {
             Unit::Seconds => "s",
             Unit::Milliseconds => "ms",
             Unit::Mebibytes => "MiB",
+            Unit::Commands => "commands",
+            Unit::PerSecond => "/s",
         }
     }
 }
@@ -194,7 +198,7 @@ pub fn table(rows: &[Row]) -> String {
             plain(row.ratio()),
             plain(median(&row.cpu)),
             plain(peak),
-            format!("≤ {}", row.must),
+            format!("≤ {}", (row.must * 100.0).round() / 100.0),
             format!("{}", row.aim),
             row.verdict().name().to_owned(),
         ]);

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
 use crate::client::{info_field, poll};
 use crate::figures::{Row, Unit};
@@ -13,7 +14,7 @@ use crate::settings::{Settings, say};
 use crate::tool::{Route, Task, Tool};
 use crate::workload;
 
-pub const ROWS: [&str; 6] = [STANDALONE, CLUSTER, REPLICAOF, CPU, MEMORY, VERIFY];
+pub const ROWS: [&str; 8] = [STANDALONE, CLUSTER, REPLICAOF, CPU, MEMORY, VERIFY, SCAN, SCAN_MEMORY];
 
 const STANDALONE: &str = "F-standalone";
 const CLUSTER: &str = "F-cluster";
@@ -21,9 +22,12 @@ const REPLICAOF: &str = "F-replicaof";
 const CPU: &str = "F-cpu";
 const MEMORY: &str = "F-memory";
 const VERIFY: &str = "F-verify";
+const SCAN: &str = "F-scan";
+const SCAN_MEMORY: &str = "F-scan-memory";
 
 /// Rows that come out of the tool's run into a standalone target.
-const OF_STANDALONE: [&str; 5] = [STANDALONE, REPLICAOF, CPU, MEMORY, VERIFY];
+const OF_STANDALONE: [&str; 7] = [STANDALONE, REPLICAOF, CPU, MEMORY, VERIFY, SCAN, SCAN_MEMORY];
+const OF_SCAN: [&str; 2] = [SCAN, SCAN_MEMORY];
 
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -36,8 +40,10 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
         Row::new(CPU, "F, CPU of the tool", "CPU of the target").within(0.3, 0.15),
         Row::new(MEMORY, "F, peak memory", "").absolute(Unit::Mebibytes).within(150.0, 100.0),
         Row::new(VERIFY, "F, full verification", "full sync").within(3.0, 1.0),
+        Row::new(SCAN, "F by SCAN → standalone, until InSync", "full sync").within(3.0, 2.0),
+        Row::new(SCAN_MEMORY, "F by SCAN, peak memory", "").absolute(Unit::Mebibytes).within(150.0, 100.0),
     ];
-    let [standalone, cluster, replicaof, cpu, memory, verify] = &mut rows;
+    let [standalone, cluster, replicaof, cpu, memory, verify, scan, scan_memory] = &mut rows;
     let source = source(settings)?;
     for run in 1..=settings.runs {
         say(&format!("workload F, run {run} of {}", settings.runs));
@@ -55,7 +61,7 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
         }
         if settings.wants_any(&OF_STANDALONE) {
             let target = Target::standalone()?;
-            match synchronise(&source, &target, run == 1) {
+            match synchronise(&source, &target, run == 1, &[]) {
                 Ok(sync) => {
                     standalone.record(&sync, sync.seconds);
                     replicaof.record(&sync, sync.seconds);
@@ -71,6 +77,26 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
                             Err(error) => verify.fail(&error),
                         }
                     }
+                    if settings.wants_any(&OF_SCAN) {
+                        // Notifications, so that one pass is enough.
+                        let fields = [
+                            ("/spec/source/type", "Scan".into()),
+                            ("/spec/source/redis/keyspaceNotifications", "Enable".into()),
+                        ];
+                        drop(target);
+                        let target = Target::standalone()?;
+                        match synchronise(&source, &target, run == 1, &fields) {
+                            Ok(scanned) => {
+                                scan.record(&scanned, scanned.seconds);
+                                scan.limit.push(sync.seconds);
+                                scan_memory.record(&scanned, scanned.peak as f64 / 1_048_576.0);
+                            }
+                            Err(error) => {
+                                scan.fail(&error);
+                                scan_memory.fail(&error);
+                            }
+                        }
+                    }
                 }
                 Err(error) => {
                     for row in [&mut *standalone, &mut *replicaof, &mut *cpu, &mut *memory, &mut *verify] {
@@ -81,7 +107,7 @@ pub fn measure(settings: &Settings) -> Result<Vec<Row>> {
         }
         if settings.wants(CLUSTER) {
             let target = Target::cluster()?;
-            match synchronise(&source, &target, run == 1) {
+            match synchronise(&source, &target, run == 1, &[]) {
                 Ok(sync) => cluster.record(&sync, sync.seconds),
                 Err(error) => cluster.fail(&error),
             }
@@ -113,7 +139,7 @@ impl Row {
 }
 
 /// The source with workload F, made once and then loaded from the cache.
-fn source(settings: &Settings) -> Result<Server> {
+pub fn source(settings: &Settings) -> Result<Server> {
     let file = settings.cached("rdb");
     if file.is_file() {
         return Server::holding(&file);
@@ -131,7 +157,7 @@ fn source(settings: &Settings) -> Result<Server> {
     Ok(source)
 }
 
-fn limit(settings: &Settings, source: &Server) -> Result<f64> {
+pub fn limit(settings: &Settings, source: &Server) -> Result<f64> {
     // Loaded anew each time: 400 MB kept by this process would weigh on the rest of the run.
     let prepared = Prepared::load(&settings.cached("restore"), source)?;
     let target = Server::start()?;
@@ -164,11 +190,11 @@ fn replicate(source: &Server) -> Result<f64> {
     Ok(seconds)
 }
 
-fn synchronise(source: &Server, target: &Target, check: bool) -> Result<Sync> {
+fn synchronise(source: &Server, target: &Target, check: bool, fields: &[(&str, Value)]) -> Result<Sync> {
     source.settle()?;
     let before = target.cpu_seconds()?;
     let route = Route { source: source.endpoint(), target: target.endpoint()? };
-    let mut tool = Tool::start(&Task::UntilInSync, &route)?;
+    let mut tool = Tool::start_with(&Task::UntilInSync, &route, fields)?;
     let seconds = tool.condition("InSync", LONGEST)?.as_secs_f64();
     let target_cpu = target.cpu_seconds()? - before;
     let usage = tool.finish(Duration::from_secs(30))?;

@@ -186,6 +186,10 @@ impl Tool {
         self.peak.load(Ordering::Relaxed)
     }
 
+    pub fn has_logged(&self, words: &str) -> Result<bool> {
+        Ok(fs::read_to_string(self.home.path().join("stderr"))?.contains(words))
+    }
+
     fn last_words(&self) -> String {
         let text = fs::read_to_string(self.home.path().join("stderr")).unwrap_or_default();
         text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(it said nothing)").to_owned()

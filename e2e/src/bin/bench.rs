@@ -16,14 +16,20 @@ mod client;
 mod delivery;
 #[path = "../bench/figures.rs"]
 mod figures;
+#[path = "../bench/files.rs"]
+mod files;
 #[path = "../bench/full_sync.rs"]
 mod full_sync;
 #[path = "../bench/incremental.rs"]
 mod incremental;
 #[path = "../bench/latency.rs"]
 mod latency;
+#[path = "../bench/lua.rs"]
+mod lua;
 #[path = "../bench/memory.rs"]
 mod memory;
+#[path = "../bench/operator.rs"]
+mod operator;
 #[path = "../bench/prepared.rs"]
 mod prepared;
 #[path = "../bench/process.rs"]
@@ -81,14 +87,17 @@ fn field(text: &str) -> Result<(String, Value)> {
 /// A group of rows that share servers and data, and how it is measured.
 type Group = (&'static [&'static str], fn(&Settings) -> Result<Vec<Row>>);
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 10] = [
     (&full_sync::ROWS, full_sync::measure),
+    (&files::ROWS, files::measure),
     (&incremental::ROWS, incremental::measure),
     (&delivery::ROWS, delivery::measure),
+    (&lua::ROWS, lua::measure),
     (&restart::ROWS, restart::measure),
     (&latency::ROWS, latency::measure),
     (&memory::ROWS, memory::measure),
     (&backpressure::ROWS, backpressure::measure),
+    (&operator::ROWS, operator::measure),
 ];
 
 fn main() -> Result<ExitCode> {

@@ -132,6 +132,7 @@ impl Fault {
         matches!(
             self,
             Stop | Rival
+                | Outrun
                 | TargetMemory
                 | TargetSlots
                 | SourceSlots

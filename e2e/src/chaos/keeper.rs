@@ -164,6 +164,26 @@ impl Keeper {
         Ok(())
     }
 
+    /// Every shard's snapshot stands.
+    pub fn is_past_snapshots(&self) -> bool {
+        let shards = self.shards();
+        !shards.is_empty() && shards.iter().all(|shard| shard["phase"] == "IncrementalSync")
+    }
+
+    /// How far the shards of the one that runs have come, in bytes of the source's streams.
+    pub fn applied(&self) -> i64 {
+        self.shards().iter().filter_map(|shard| shard["appliedOffset"].as_i64()).sum()
+    }
+
+    /// As the status of the one that runs has them.
+    fn shards(&self) -> Vec<Value> {
+        let mut status = self.tool.as_ref().and_then(Tool::status).unwrap_or_default();
+        match status["shards"].take() {
+            Value::Array(shards) => shards,
+            _ => Vec::new(),
+        }
+    }
+
     fn record(&mut self, tool: &Tool) {
         let status = tool.status().unwrap_or_default();
         let log = tool.stderr();

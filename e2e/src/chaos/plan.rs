@@ -184,6 +184,7 @@ fn load(random: &mut StdRng, seed: u64, source: Shape, target: Shape, choice: &C
         additive: choice.additive.unwrap_or_else(|| random.random_range(40..=90)),
         renewals: choice.renewals,
         prefix: "load".into(),
+        without: &[],
     }
 }
 

@@ -11,7 +11,7 @@ use super::plan::{Plan, Step};
 use super::probe::Probe;
 use super::report::Outcome;
 use super::ways::Ways;
-use super::{PATIENCE, Void};
+use super::{MOST_PATIENCE, PATIENCE, Void};
 use crate::Manifest;
 use crate::compare::{Report, Rules, compare_with};
 use crate::dataset::Dataset;
@@ -261,18 +261,29 @@ impl Run<'_> {
     }
 }
 
-/// The tool is started again where it has to be.
+/// The tool is started again where it has to be. As long as it gets on it is given time.
 pub(super) fn wait_probe(probe: &mut Probe, keeper: &mut Keeper) -> Result<()> {
     probe.renew();
-    let deadline = Instant::now() + PATIENCE;
+    let end = Instant::now() + MOST_PATIENCE;
+    let (mut deadline, mut furthest) = (Instant::now() + PATIENCE, 0);
     loop {
         keeper.watch()?;
         let last = match probe.arrived() {
-            Ok(true) => return Ok(()),
+            Ok(true) if keeper.is_past_snapshots() => return Ok(()),
+            // A snapshot that was taken since brings it before other keys.
+            Ok(true) => String::from("it has arrived with a snapshot that is not whole yet"),
             Ok(false) => String::from("not all of it has arrived"),
             Err(error) => format!("{error:#}"),
         };
-        ensure!(Instant::now() < deadline, "the tool has not caught up within {PATIENCE:?}: {last}");
+        let applied = keeper.applied();
+        if applied > furthest {
+            furthest = applied;
+            deadline = (Instant::now() + PATIENCE).min(end);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the tool has not caught up, nor got on within {PATIENCE:?}: {last}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

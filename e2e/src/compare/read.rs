@@ -45,6 +45,15 @@ impl Entry {
         }
     }
 
+    /// True when there were any.
+    pub(super) fn forget_field_expiries(&mut self) -> bool {
+        let mut found = false;
+        for part in &mut self.parts {
+            found |= part.expire_at.take().is_some();
+        }
+        found
+    }
+
     pub fn is_held(&self) -> bool {
         self.expire_at.is_some_and(|at| at > 1 << 51)
             || self.parts.iter().any(|part| part.expire_at.is_some_and(|at| at > 1 << 45))

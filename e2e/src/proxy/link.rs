@@ -69,6 +69,9 @@ fn copy(shared: &Shared, link: &Link, way: Way, mut from: TcpStream, mut to: Tcp
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         let mut rest = buffer.get(..n).unwrap_or_default();
+        if way == Way::Up {
+            shared.look_out(rest);
+        }
         while !rest.is_empty() {
             let (count, fused) = admit(shared, link, way, rest.len());
             let (piece, later) = rest.split_at(count);

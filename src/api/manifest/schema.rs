@@ -48,7 +48,11 @@ impl Check {
             (Some("string"), Value::Text(text)) => self.text(node, text, schema, path),
             (Some("integer"), Value::Integer(number)) => self.integer(node, *number, schema, path),
             (Some("boolean"), Value::Bool(_)) | (None, _) => {}
-            (Some(expected), _) => self.fault(node.place, path, mismatch(expected, schema)),
+            (Some(expected), value) => {
+                let unquoted = expected == "string" && matches!(value, Value::Bool(_));
+                let hint = if unquoted { "; unquoted, YAML takes it for true or false" } else { "" };
+                self.fault(node.place, path, mismatch(expected, schema) + hint);
+            }
         }
     }
 

@@ -1,11 +1,15 @@
 //! From the raw spec to the [`Plan`], collecting every fault on the way.
 
 mod access;
+mod files;
+mod filter;
 mod numbers;
 
 use std::collections::BTreeMap;
 
-use super::{Plan, SourcePlan, SpecFault, TargetPlan, refuse};
+use super::{
+    Plan, RedisSource, RedisTarget, SourcePlan, SourceWay, SpecFault, TargetPlace, TargetPlan, refuse,
+};
 use crate::api::manifest::SecretStore;
 use crate::api::spec::{
     NAME_MAX, RedisMigration, RedisMigrationSpec, Source, SourceRedis, SourceType, Target, TargetRedis,
@@ -55,7 +59,7 @@ impl Validation<'_> {
         let RedisMigrationSpec {
             source,
             target,
-            filter: _,
+            filter,
             database_map,
             delivery,
             limits,
@@ -64,15 +68,20 @@ impl Validation<'_> {
             failure_policy,
             suspend: _,
         } = &migration.spec;
+        let transform = self.filter(filter, source.type_, target.type_);
         let source = self.source(source);
         let target_is_plain_cluster =
             target.redis.as_ref().is_some_and(|r| r.topology == Topology::Cluster && !r.cluster_databases);
         let target = self.target(target);
+        if let (Some(source), Some(target)) = (&source, &target) {
+            self.roads(source, target, &migration.spec);
+        }
         Some(Plan {
             name,
             namespace,
             uid,
             generation: migration.metadata.generation.unwrap_or(1),
+            transform,
             database_map: self.database_map(database_map, target_is_plain_cluster),
             delivery: *delivery,
             limits: self.limits(limits),
@@ -110,8 +119,21 @@ impl Validation<'_> {
         let from_server = matches!(type_, SourceType::Replication | SourceType::Scan);
         self.member(PATH, "redis", from_server, redis.is_some(), &format!("{type_:?}"));
         self.member(PATH, "rdbFile", !from_server, rdb_file.is_some(), &format!("{type_:?}"));
-        let SourceRedis { topology, endpoints, sentinel, auth, tls, read_from, endpoint_map, psync_command } =
-            redis.as_ref()?;
+        if *type_ == SourceType::RdbFile {
+            return rdb_file.as_ref().map(|files| SourcePlan::RdbFile(self.source_files(files)));
+        }
+        let SourceRedis {
+            topology,
+            endpoints,
+            sentinel,
+            auth,
+            tls,
+            read_from,
+            endpoint_map,
+            psync_command,
+            keyspace_notifications,
+            eviction_data,
+        } = redis.as_ref()?;
         if psync_command.is_empty() || !psync_command.bytes().all(|byte| byte.is_ascii_graphic()) {
             self.fault(
                 "spec.source.redis.psyncCommand",
@@ -127,7 +149,15 @@ impl Validation<'_> {
             tls,
             endpoint_map,
         });
-        Some(SourcePlan { access, read_from: *read_from, psync_command: psync_command.clone() })
+        let way = if *type_ == SourceType::Scan { SourceWay::Scan } else { SourceWay::Replication };
+        Some(SourcePlan::Redis(RedisSource {
+            access,
+            read_from: *read_from,
+            psync_command: psync_command.clone(),
+            way,
+            keyspace_notifications: *keyspace_notifications,
+            eviction_data: *eviction_data,
+        }))
     }
 
     fn target(&mut self, target: &Target) -> Option<TargetPlan> {
@@ -137,8 +167,19 @@ impl Validation<'_> {
         self.member(PATH, "redis", *type_ == TargetType::Redis, redis.is_some(), &name);
         self.member(PATH, "rdbFile", *type_ == TargetType::RdbFile, rdb_file.is_some(), &name);
         self.member(PATH, "json", *type_ == TargetType::Json, json.is_some(), &name);
-        let TargetRedis { topology, endpoints, sentinel, auth, tls, endpoint_map, cluster_databases } =
-            redis.as_ref()?;
+        let existing_keys = *existing_keys;
+        let place = match type_ {
+            TargetType::RdbFile => {
+                TargetPlace::RdbFile(self.target_files("spec.target.rdbFile", rdb_file.as_ref()?))
+            }
+            TargetType::Json => TargetPlace::Json(self.target_files("spec.target.json", json.as_ref()?)),
+            TargetType::Redis => TargetPlace::Redis(self.target_redis(redis.as_ref()?)),
+        };
+        Some(TargetPlan { existing_keys, place })
+    }
+
+    fn target_redis(&mut self, redis: &TargetRedis) -> RedisTarget {
+        let TargetRedis { topology, endpoints, sentinel, auth, tls, endpoint_map, cluster_databases } = redis;
         let access = self.access(Access {
             path: "spec.target.redis",
             topology: *topology,
@@ -148,7 +189,7 @@ impl Validation<'_> {
             tls,
             endpoint_map,
         });
-        Some(TargetPlan { access, existing_keys: *existing_keys, cluster_databases: *cluster_databases })
+        RedisTarget { access, cluster_databases: *cluster_databases }
     }
 
     fn member(&mut self, parent: &str, field: &str, needed: bool, present: bool, type_: &str) {

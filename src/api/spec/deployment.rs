@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.topology != 'Sentinel' || has(self.sentinel)")
         .message("sentinel: needed by topology Sentinel"),
     validation = Rule::new(
-        "self.topology == oldSelf.topology && self.endpoints == oldSelf.endpoints && has(self.sentinel) == has(oldSelf.sentinel) && self.readFrom == oldSelf.readFrom && self.endpointMap == oldSelf.endpointMap && self.psyncCommand == oldSelf.psyncCommand"
+        "self.topology == oldSelf.topology && self.endpoints == oldSelf.endpoints && has(self.sentinel) == has(oldSelf.sentinel) && self.readFrom == oldSelf.readFrom && self.endpointMap == oldSelf.endpointMap && self.psyncCommand == oldSelf.psyncCommand && self.keyspaceNotifications == oldSelf.keyspaceNotifications && self.evictionData == oldSelf.evictionData"
     )
     .message("the source cannot be changed, secret references aside")
 )]
@@ -44,6 +44,15 @@ pub struct SourceRedis {
     #[serde(default = "psync")]
     #[schemars(length(min = 1, max = 64))]
     pub psync_command: String,
+    /// For Scan. Auto follows changes by notifications where the server sends all of them (its setting
+    /// notify-keyspace-events, such as AE); Enable sets that for the time of the migration; Ignore does without.
+    /// Without them all keys are read again and again.
+    #[serde(default)]
+    pub keyspace_notifications: KeyspaceNotifications,
+    /// For Scan. Also asks how long ago, or how often, each key was used (OBJECT IDLETIME or FREQ, whichever
+    /// maxmemory-policy keeps), so that the target evicts as the source would. Replication brings that anyway.
+    #[serde(default)]
+    pub eviction_data: bool,
 }
 
 /// A deployment to write to.
@@ -96,6 +105,15 @@ pub enum ReadFrom {
     #[default]
     Master,
     PreferReplica,
+}
+
+/// How a scan uses notifications.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum KeyspaceNotifications {
+    #[default]
+    Auto,
+    Enable,
+    Ignore,
 }
 
 /// Which master the sentinels are asked for.

@@ -9,22 +9,26 @@ use crate::api::quantity::Quantity;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
-    /// Unanswered commands per connection.
+    /// Commands under way per connection, so many of which a restart may send again; in a full sync eight times as
+    /// many.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub pipeline_commands: i64,
     /// Unanswered bytes per connection.
     pub pipeline_bytes: Quantity,
     /// Larger values are streamed in chunks. At most the target's proto-max-bulk-len.
     pub max_restore_bytes: Quantity,
-    /// Bytes written to the target per second; 0: unlimited.
+    /// Bytes sent to the target per second, by all shards together; 0: unlimited. The source is read on: what
+    /// cannot be sent yet waits in the spool.
     #[schemars(range(min = 0))]
     pub bytes_per_second: i64,
-    /// Keys written to the target per second; 0: unlimited.
+    /// Keys of the full sync, and commands after it, sent to the target per second; 0: unlimited.
     #[schemars(range(min = 0))]
     pub keys_per_second: i64,
     /// Full syncs at once; 0: all.
     #[schemars(range(min = 0))]
     pub parallel_shards: i64,
+    /// While a source is beyond these, no full sync of it begins, and a scan of it pauses.
+    pub source: SourceLimits,
     /// Bytes of the replication stream held in memory per shard before they go to disk.
     pub spool_memory: Quantity,
     /// Bytes held on disk per shard; beyond them the source is left unread.
@@ -42,10 +46,31 @@ impl Default for Limits {
             bytes_per_second: 0,
             keys_per_second: 0,
             parallel_shards: 0,
+            source: SourceLimits::default(),
             spool_memory: mebibytes("64Mi", 64),
             spool_disk: mebibytes("10Gi", 10 << 10),
             spool_retain: mebibytes("64Mi", 64),
         }
+    }
+}
+
+/// What a source may be made to bear; 0: off.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceLimits {
+    /// Milliseconds until it answers a PING.
+    #[schemars(range(min = 0))]
+    pub max_latency_millis: i64,
+    /// Share of its host's memory that the server holds: the child that writes a snapshot may need as much again.
+    #[schemars(range(min = 0, max = 100))]
+    pub max_fork_memory_percent: i64,
+    /// Bytes that wait in it for its clients and replicas.
+    pub max_output_buffer: Quantity,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self { max_latency_millis: 0, max_fork_memory_percent: 0, max_output_buffer: Quantity::from(0) }
     }
 }
 

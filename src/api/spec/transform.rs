@@ -4,16 +4,19 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What to leave out or change on the way. Cannot be changed once copying began: what was left out before would
+/// stay so.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Filter {
     /// Databases on the source.
     pub databases: Databases,
-    /// Keys by name.
+    /// Keys by name, in the snapshot and in commands. A command that names keys of both kinds is sent for those
+    /// that are copied where that can be told, and set aside (status.quarantine) where it cannot.
     pub keys: FilterKeys,
-    /// Commands by name.
+    /// Commands of the replication stream by name.
     pub commands: FilterCommands,
-    /// A script that decides on each key.
+    /// A script that decides on each key and each command that the rest lets through.
     pub lua: Lua,
 }
 
@@ -51,12 +54,15 @@ pub struct FilterKeys {
 pub struct KeyPattern {
     /// What the key starts with.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub prefix: Option<String>,
-    /// As in KEYS.
+    /// As in KEYS: `*`, `?`, `[a-z]`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub glob: Option<String>,
-    /// A regular expression over the whole key.
+    /// A regular expression, searched for anywhere in the key unless ^ and $ say otherwise; a dot is any byte.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub regex: Option<String>,
 }
 
@@ -64,18 +70,21 @@ pub struct KeyPattern {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FilterCommands {
-    /// Not replayed.
-    #[schemars(length(max = 1000))]
+    /// Not replayed, such as PUBLISH.
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 64)))]
     pub exclude: Vec<String>,
 }
 
-/// A script that decides on each key.
+/// A script in Lua 5.4 that defines key(k) and command(c). Each returns nothing or true to keep, false to leave out,
+/// or what is to take its place. See the README.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Lua {
     /// The script itself; empty: none.
+    #[schemars(length(max = 65536))]
     pub inline: String,
-    /// Where the script is.
+    /// Where the script is. It is read when the migration starts, or goes on in another process: what it says must
+    /// stay the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<ConfigMapKeyRef>,
 }
@@ -85,7 +94,9 @@ pub struct Lua {
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigMapKeyRef {
     /// Name of the ConfigMap.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// Key in its data.
+    #[schemars(length(max = 253))]
     pub key: String,
 }

@@ -2,7 +2,8 @@
 
 use super::super::{integer, is, is_any};
 use super::{Rewrite, Writer, has};
-use crate::rdb::{append_restore_payload, hold_fields, parse_dump};
+use crate::rdb::compat::TargetFormat;
+use crate::rdb::{append_restore_payload, hold_fields, parse_dump, recode};
 use crate::resp::{array_header, bulk};
 use crate::version::Flavor;
 
@@ -39,10 +40,26 @@ impl Writer<'_, '_> {
         let kept = self.target.has_redis(6, 2) && !self.clock.holding.keys;
         match expiry {
             Expiry::At { relative: false, .. } if kept && !conditional => None,
-            Expiry::None | Expiry::Keep if !conditional => None,
+            Expiry::Keep if !conditional && self.target.has_redis(6, 0) => None,
+            Expiry::None if !conditional => None,
             Expiry::None => self.command("SET", 1..3, &[]),
-            Expiry::Keep => self.command("SET", 1..3, &[b"KEEPTTL"]),
+            Expiry::Keep => self.set_keeping(),
             Expiry::At { ms, .. } => self.set_until(2, ms),
+        }
+    }
+
+    /// KEEPTTL came with 6.0.
+    fn set_keeping(mut self) -> Option<Rewrite> {
+        self.append_set_keeping(1);
+        Some(Rewrite::Replaced(1))
+    }
+
+    /// Of the pair at `key`.
+    fn append_set_keeping(&mut self, key: usize) {
+        if self.target.has_redis(6, 0) {
+            self.append("SET", key..key + 2, &[b"KEEPTTL"]);
+        } else {
+            self.append_keeping_script(key);
         }
     }
 
@@ -100,10 +117,11 @@ impl Writer<'_, '_> {
             _ if absolute => Some(self.clock.holding.key(ttl)),
             _ => Some(self.clock.holding.key(self.clock.received_at_ms.checked_add(ttl)?)),
         };
-        let held = self.held_payload();
-        let (key, payload) = (self.arg(1)?, held.as_deref().or(self.arg(3))?);
+        let (fitted, lossy) = self.fitted_payload();
+        let replaced = |count| if lossy { Rewrite::Lossy(count) } else { Rewrite::Replaced(count) };
+        let (key, payload) = (self.arg(1)?, fitted.as_deref().or(self.arg(3))?);
         if self.target.has_redis(5, 0) {
-            if held.is_none() && deadline.is_none_or(|deadline| absolute && deadline == ttl) {
+            if fitted.is_none() && deadline.is_none_or(|deadline| absolute && deadline == ttl) {
                 return if asking { self.renamed("RESTORE") } else { None };
             }
             let add = deadline.is_some() && !absolute;
@@ -116,7 +134,7 @@ impl Writer<'_, '_> {
             if add {
                 bulk(b"ABSTTL", self.out);
             }
-            return Some(Rewrite::Replaced(1));
+            return Some(replaced(1));
         }
         let ttl = deadline.map_or(ttl, |deadline| self.remaining(deadline));
         let mut ttl_text = buffer();
@@ -127,35 +145,58 @@ impl Writer<'_, '_> {
             self.append("DEL", 1..2, &[]);
         }
         self.append("RESTORE", 0..0, if in_place { &values } else { values.get(..3)? });
-        Some(Rewrite::Replaced(if replace && !in_place { 2 } else { 1 }))
+        Some(replaced(if replace && !in_place { 2 } else { 1 }))
     }
 
-    /// The payload with the expiries of its fields held, where it has any.
-    fn held_payload(&self) -> Option<Vec<u8>> {
-        if !self.clock.holding.fields {
-            return None;
-        }
-        let dump = parse_dump(self.arg(3)?).ok()?;
+    /// The payload as the target takes it, with the expiries of its fields held, unless it may stay; and whether
+    /// those expiries are lost. What the target cannot have stays as it is, for it to refuse.
+    fn fitted_payload(&self) -> (Option<Vec<u8>>, bool) {
+        let Some(dump) = self.arg(3).and_then(|payload| parse_dump(payload).ok()) else {
+            return (None, false);
+        };
+        let format = TargetFormat::of(self.target);
         // As the footer of a type that only one of them writes.
-        let flavor = if dump.version >= 80 { Flavor::Valkey } else { Flavor::Redis };
-        let mut value = Vec::new();
-        let held = hold_fields(dump.type_byte, dump.value, flavor, &mut value);
-        held.then(|| {
-            let mut payload = Vec::new();
-            append_restore_payload(&mut payload, dump.type_byte, &value, dump.version);
-            payload
-        })
+        let mut flavor = if dump.version >= 80 { Flavor::Valkey } else { Flavor::Redis };
+        let (mut type_byte, mut lossy) = (dump.type_byte, false);
+        let mut value = None;
+        if !format.can_load(type_byte, flavor) {
+            let mut fitting = Vec::new();
+            let Ok(recoded) = recode(type_byte, dump.value, flavor, &format, &mut fitting) else {
+                return (None, false);
+            };
+            (type_byte, lossy, flavor) = (recoded.type_byte, recoded.lost_field_expiry, self.target.flavor);
+            value = Some(fitting);
+        }
+        if self.clock.holding.fields {
+            let mut held = Vec::new();
+            if hold_fields(type_byte, value.as_deref().unwrap_or(dump.value), flavor, &mut held) {
+                value = Some(held);
+            }
+        }
+        if value.is_none() && format.accepts_footer(dump.version) {
+            return (None, false);
+        }
+        let mut payload = Vec::new();
+        let value = value.as_deref().unwrap_or(dump.value);
+        append_restore_payload(&mut payload, type_byte, value, format.footer_version());
+        (Some(payload), lossy)
     }
 
     /// HEXPIRE, HPEXPIRE. A condition stays: it may hold for some fields only. (Held times are in the same
     /// order as true ones.)
     pub(super) fn hash_expire(self, unit_ms: i64) -> Option<Rewrite> {
+        if !self.target.has_field_expiry() {
+            return Some(Rewrite::Lossy(0));
+        }
         let deadline = self.deadline(self.arg(2)?, unit_ms)?;
         self.fields_expire_at(deadline, 3)
     }
 
     /// HEXPIREAT, HPEXPIREAT
     pub(super) fn hash_expire_at(self, unit_ms: i64) -> Option<Rewrite> {
+        if !self.target.has_field_expiry() {
+            return Some(Rewrite::Lossy(0));
+        }
         if !self.clock.holding.fields {
             return None;
         }
@@ -168,6 +209,9 @@ impl Writer<'_, '_> {
         let option = self.arg(2)?;
         if is(option, "FIELDS") {
             return Some(Rewrite::Drop);
+        }
+        if !self.target.has_field_expiry() {
+            return Some(if is(option, "PERSIST") { Rewrite::Drop } else { Rewrite::Lossy(0) });
         }
         if is(option, "PERSIST") {
             let end = self.args.len();
@@ -195,7 +239,7 @@ impl Writer<'_, '_> {
     }
 
     /// HSETEX key options FIELDS n field value …
-    pub(super) fn hsetex(self) -> Option<Rewrite> {
+    pub(super) fn hsetex(mut self) -> Option<Rewrite> {
         let (mut expiry, mut at) = (Expiry::None, 2);
         while let Some(option) = self.arg(at).filter(|option| !is(option, "FIELDS")) {
             match self.expiry_option(at)? {
@@ -208,27 +252,50 @@ impl Writer<'_, '_> {
             }
         }
         let (fields, end) = (at, self.args.len());
+        if fields + 2 >= end {
+            return None;
+        }
+        let known = has(self.target, (8, 0), (9, 0));
         match expiry {
-            // Where fields have no expiry, there is none to keep or to clear: the form of HINCRBYFLOAT on 8.2.
-            Expiry::None | Expiry::Keep if !has(self.target, (7, 4), (9, 0)) && fields + 2 < end => {
-                array_header(2 + end - (fields + 2), self.out);
-                bulk(b"HSET", self.out);
-                bulk(self.arg(1)?, self.out);
-                (fields + 2..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+            // Where fields have no expiry, there is none to keep, to clear or to set: the form of HINCRBYFLOAT on 8.2.
+            _ if !self.target.has_field_expiry() => {
+                self.append_hset(fields + 2);
+                let lossy = matches!(expiry, Expiry::At { .. });
+                Some(if lossy { Rewrite::Lossy(1) } else { Rewrite::Replaced(1) })
+            }
+            // HSET clears the expiry of what it sets, too.
+            Expiry::None if !known => {
+                self.append_hset(fields + 2);
                 Some(Rewrite::Replaced(1))
             }
+            Expiry::At { ms, .. } if !known => {
+                self.append_hset(fields + 2);
+                let until = self.clock.holding.field(ms);
+                let names: Vec<&[u8]> =
+                    (fields + 2..end).step_by(2).filter_map(|at| self.args.arg(at)).collect();
+                array_header(5 + names.len(), self.out);
+                bulk(b"HPEXPIREAT", self.out);
+                bulk(self.args.arg(1)?, self.out);
+                bulk(number(until, &mut buffer()), self.out);
+                bulk(b"FIELDS", self.out);
+                bulk(number(names.len() as i64, &mut buffer()), self.out);
+                names.iter().for_each(|name| bulk(name, self.out));
+                Some(Rewrite::Replaced(2))
+            }
             Expiry::At { ms, relative } if relative || self.clock.holding.fields => {
-                let ms = self.clock.holding.field(ms);
-                array_header(4 + end - fields, self.out);
-                bulk(b"HSETEX", self.out);
-                bulk(self.arg(1)?, self.out);
-                bulk(b"PXAT", self.out);
-                bulk(number(ms, &mut buffer()), self.out);
-                (fields..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
+                let until = self.clock.holding.field(ms);
+                self.append_around("HSETEX", 1..2, &[b"PXAT", number(until, &mut buffer())], fields..end);
                 Some(Rewrite::Replaced(1))
             }
             _ => None,
         }
+    }
+
+    /// With the fields and values from `from` on.
+    fn append_hset(&mut self, from: usize) {
+        let end = self.args.len();
+        let name = if self.target.has_redis(4, 0) || end - from <= 2 { "HSET" } else { "HMSET" };
+        self.append_around(name, 1..2, &[], from..end);
     }
 
     /// MSETEX n key value … options: kept where the target has it, else one SET for each pair.
@@ -259,7 +326,7 @@ impl Writer<'_, '_> {
             let key = 2 + pair * 2;
             match expiry {
                 Expiry::None => self.append("SET", key..key + 2, &[]),
-                Expiry::Keep => self.append("SET", key..key + 2, &[b"KEEPTTL"]),
+                Expiry::Keep => self.append_set_keeping(key),
                 Expiry::At { ms, .. } => self.append_set_until(key, key + 1, ms),
             }
         }

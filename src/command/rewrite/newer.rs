@@ -52,10 +52,104 @@ impl Writer<'_, '_> {
         if self.target.has_redis(6, 2) {
             return if blocking { self.command("LMOVE", 1..5, &[]) } else { None };
         }
-        if is(self.arg(3)?, "RIGHT") && is(self.arg(4)?, "LEFT") {
+        let (from, to) = (is(self.arg(3)?, "RIGHT"), is(self.arg(4)?, "RIGHT"));
+        if from && !to {
             return self.command("RPOPLPUSH", 1..3, &[]);
         }
-        None
+        self.list_move_script(from, to)
+    }
+
+    /// HSET of several fields (4.0).
+    pub(super) fn hset(self) -> Option<Rewrite> {
+        self.renamed_before((4, 0), "HMSET")
+    }
+
+    /// LPUSHX, RPUSHX of several elements (4.0): the list was there.
+    pub(super) fn push_existing(self) -> Option<Rewrite> {
+        let name = if is(self.args.name(), "LPUSHX") { "LPUSH" } else { "RPUSH" };
+        self.renamed_before((4, 0), name)
+    }
+
+    /// SCRIPT FLUSH: ASYNC and SYNC came with 6.2.
+    pub(super) fn script_flush(self) -> Option<Rewrite> {
+        if self.target.has_redis(6, 2) || !is(self.arg(1)?, "FLUSH") {
+            return None;
+        }
+        self.command("SCRIPT", 1..2, &[])
+    }
+
+    /// GEOSEARCHSTORE (6.2) within a radius is GEORADIUS … STORE (3.2). A box, or ANY, has no such form.
+    pub(super) fn geo_search_store(self) -> Option<Rewrite> {
+        if self.target.has_redis(6, 2) || !self.target.has_redis(3, 2) || !self.clock.together {
+            return None;
+        }
+        let (dest, source) = (self.arg(1)?, self.arg(2)?);
+        let (mut center, mut radius, mut rest, mut distances) = (None, None, Vec::new(), false);
+        let mut at = 3;
+        while let Some(option) = self.arg(at) {
+            let width = match option {
+                _ if is(option, "FROMMEMBER") => {
+                    center = Some(vec![self.arg(at + 1)?]);
+                    2
+                }
+                _ if is(option, "FROMLONLAT") => {
+                    center = Some(vec![self.arg(at + 1)?, self.arg(at + 2)?]);
+                    3
+                }
+                _ if is(option, "BYRADIUS") => {
+                    radius = Some([self.arg(at + 1)?, self.arg(at + 2)?]);
+                    3
+                }
+                _ if is_any(option, &["ASC", "DESC"]) => {
+                    rest.push(option);
+                    1
+                }
+                _ if is(option, "COUNT") && self.arg(at + 2).is_none_or(|any| !is(any, "ANY")) => {
+                    rest.extend([option, self.arg(at + 1)?]);
+                    2
+                }
+                _ if is(option, "STOREDIST") => {
+                    distances = true;
+                    1
+                }
+                _ => return None,
+            };
+            at += width;
+        }
+        let (center, [radius, unit]) = (center?, radius?);
+        let name = if center.len() == 2 { "GEORADIUS" } else { "GEORADIUSBYMEMBER" };
+        let store: &[u8] = if distances { b"STOREDIST" } else { b"STORE" };
+        let mut commands = 1;
+        let mut writer = self;
+        if source != dest {
+            writer.append("DEL", 0..0, &[dest]);
+            commands += 1;
+        }
+        let mut words = vec![source];
+        words.extend(center);
+        words.extend([radius, unit]);
+        words.extend(rest);
+        words.extend([store, dest]);
+        writer.append(name, 0..0, &words);
+        Some(Rewrite::Replaced(commands))
+    }
+
+    /// GEORADIUS … STORE: without its source, servers before 6.2 leave the destination as it is, and newer ones
+    /// remove it.
+    pub(super) fn geo_radius_store(mut self) -> Option<Rewrite> {
+        if self.target.has_redis(6, 2) || !self.clock.together {
+            return None;
+        }
+        let end = self.args.len();
+        let is_store = |at: &usize| self.arg(*at).is_some_and(|arg| is_any(arg, &["STORE", "STOREDIST"]));
+        let dest = self.arg((5..end).rev().find(is_store)? + 1)?;
+        if Some(dest) == self.arg(1) {
+            return None;
+        }
+        let name = if is(self.args.name(), "GEORADIUS") { "GEORADIUS" } else { "GEORADIUSBYMEMBER" };
+        self.append("DEL", 0..0, &[dest]);
+        self.append(name, 1..end, &[]);
+        Some(Rewrite::Replaced(2))
     }
 
     /// FLUSHALL, FLUSHDB: ASYNC came with 4.0, SYNC with 6.2.
@@ -68,36 +162,5 @@ impl Writer<'_, '_> {
         }
         let name = if is(self.args.name(), "FLUSHALL") { "FLUSHALL" } else { "FLUSHDB" };
         self.command(name, 1..1, &[])
-    }
-
-    /// NOMKSTREAM (6.2) took effect, so the stream is there.
-    pub(super) fn xadd(self) -> Option<Rewrite> {
-        if self.target.has_redis(6, 2) || !is(self.arg(2)?, "NOMKSTREAM") {
-            return None;
-        }
-        let end = self.args.len();
-        array_header(end - 1, self.out);
-        bulk(b"XADD", self.out);
-        bulk(self.args.arg(1)?, self.out);
-        (3..end).filter_map(|at| self.args.arg(at)).for_each(|arg| bulk(arg, self.out));
-        Some(Rewrite::Replaced(1))
-    }
-
-    /// ENTRIESREAD (7.0) is a counter that older servers do not keep.
-    pub(super) fn xgroup(self) -> Option<Rewrite> {
-        let option =
-            (5..self.args.len()).find(|&at| self.arg(at).is_some_and(|arg| is(arg, "ENTRIESREAD")))?;
-        if self.target.has_redis(7, 0) || option + 2 != self.args.len() {
-            return None;
-        }
-        self.command("XGROUP", 1..option, &[])
-    }
-
-    /// ENTRIESADDED, MAXDELETEDID (7.0), likewise.
-    pub(super) fn xsetid(self) -> Option<Rewrite> {
-        if self.target.has_redis(7, 0) {
-            return None;
-        }
-        self.command("XSETID", 1..3, &[])
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::watching::set_aside;
 use super::{Ended, Run};
 use crate::api::Phase;
 use crate::api::conditions::reason;
@@ -11,13 +12,20 @@ use crate::migration::checkpoints::{self, Checkpoints};
 use crate::migration::state::Shard;
 use crate::migration::verification::failed;
 use crate::migration::{Outcome, Until, kept, setup};
+use crate::source::file::FileFeedError;
 use crate::source::replication::ReplicationError;
+use crate::source::scan::ScanError;
 use crate::spool;
 use crate::worker::{Checkpoint, Stopped, WorkerError};
 
 impl Run {
     /// Stops the workers, keeps the checkpoint where it is of use, says how it ended.
     pub(super) async fn end(mut self, result: Result<Outcome, Ended>) -> Outcome {
+        if matches!(result, Err(Ended::Stop))
+            && let Some(placement) = &self.options.placement
+        {
+            placement.may_leave();
+        }
         let left = self.stop_workers().await;
         let spooled = left.values().any(|left| left.checkpoint.is_none() && left.spooled);
         let goes_on = left.values().filter(|left| left.checkpoint.is_some() || left.spooled).count();
@@ -39,7 +47,9 @@ impl Run {
         let foreign = matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
         if (finished || foreign) && self.plan.delivery == Delivery::ExactlyOnce {
             let lineages = self.setups.iter().map(|setup| setup.lineage.as_str());
-            if let Err(error) = kept::remove(&self.plan, &setup::target_dialer(&self.plan), lineages).await {
+            if let Ok(dialer) = setup::target_dialer(&self.plan)
+                && let Err(error) = kept::remove(&self.plan, &dialer, lineages).await
+            {
                 tracing::warn!(%error, "keys that begin with redis-migration: stay on the target");
             }
         }
@@ -63,6 +73,7 @@ impl Run {
                     begun: !foreign,
                     shards: checkpoints,
                     known: std::mem::take(&mut self.known),
+                    set_aside: set_aside(&self.shards),
                 };
                 checkpoints::save(&data_dir, &self.plan.uid, &left)
             };
@@ -91,12 +102,18 @@ impl Run {
                 outcome
             }
             Err(Ended::Stop) => {
+                let elsewhere =
+                    self.shards.iter().any(|shard| !shard.progress.seat.borrow().worker.is_empty());
                 let message = match (kept, &self.options.data_dir) {
+                    (false, _) if elsewhere => "stopped; the target knows where each shard goes on",
                     (true, _) if spooled => {
                         "stopped in the full sync; started again with the same data-dir it goes on from the spool"
                     }
                     (true, _) => "stopped; started again with the same data-dir it goes on",
                     (false, None) => "stopped; without --data-dir no checkpoint is kept",
+                    (false, Some(_)) if self.shards.iter().any(|shard| shard.progress.scan.now().active) => {
+                        "stopped; started again it reads all keys of the source anew"
+                    }
                     (false, Some(_)) => {
                         "stopped before the snapshot stood: started again with the same data-dir it copies anew"
                     }
@@ -149,7 +166,7 @@ impl Run {
     }
 }
 
-fn reason_of(error: &WorkerError) -> &'static str {
+pub(in crate::migration) fn reason_of(error: &WorkerError) -> &'static str {
     let connection = |error: &ConnectionError, unreachable| {
         if error.is_auth() { reason::AUTH_FAILED } else { unreachable }
     };
@@ -160,13 +177,23 @@ fn reason_of(error: &WorkerError) -> &'static str {
         WorkerError::Source(ReplicationError::Refused { .. }) => reason::AUTH_FAILED,
         WorkerError::Source(ReplicationError::FullResyncForbidden { .. }) => reason::FULL_RESYNC_FORCED,
         WorkerError::Source(_) => reason::SOURCE_UNREACHABLE,
+        WorkerError::Scan(ScanError::Connection(error)) => connection(error, reason::SOURCE_UNREACHABLE),
+        WorkerError::Scan(ScanError::Refused { .. }) => reason::AUTH_FAILED,
+        WorkerError::Scan(ScanError::AnewForbidden { .. }) => reason::FULL_RESYNC_FORCED,
+        WorkerError::Scan(ScanError::Names { .. } | ScanError::Spool(_)) => reason::ABORTED,
+        WorkerError::Scan(_) => reason::SOURCE_UNREACHABLE,
         WorkerError::KeyExists { .. } => reason::TARGET_NOT_EMPTY,
         WorkerError::TooManyRefused { .. } => reason::COMMANDS_QUARANTINED,
         WorkerError::Target(_) | WorkerError::FellBack { .. } => reason::TARGET_UNREACHABLE,
         WorkerError::LostState { .. } | WorkerError::Overtaken { .. } => reason::FULL_RESYNC_FORCED,
         WorkerError::Fenced(_) => reason::ABORTED,
         WorkerError::Denied(_) => reason::AUTH_FAILED,
-        WorkerError::Spool(_)
+        WorkerError::Told { reason, .. } => reason,
+        WorkerError::File(FileFeedError::Object { source, .. }) if source.is_auth() => reason::AUTH_FAILED,
+        WorkerError::File(FileFeedError::Object { .. }) => reason::SOURCE_UNREACHABLE,
+        WorkerError::File(FileFeedError::Spool(_))
+        | WorkerError::Truncated { .. }
+        | WorkerError::Spool(_)
         | WorkerError::Rdb { .. }
         | WorkerError::Checksum { .. }
         | WorkerError::SnapshotEnd { .. }

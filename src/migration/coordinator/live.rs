@@ -5,22 +5,41 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::comparing::Compared;
 use super::watching::poll_until;
-use super::{Ended, Run, adoptions};
+use super::{Ended, Run, StopRequest, adoptions};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{CutoverMode, CutoverPlan, VerificationPlan};
+use crate::api::status::CutoverStatus;
 use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::migration::Outcome;
-use crate::migration::cutover::{self, Paused};
+use crate::migration::cutover::{self, Paused, Pauses};
 use crate::migration::degraded;
 use crate::migration::state::now;
+use crate::migration::verification::heard;
+use crate::worker::WorkerError;
 
 /// Between two attempts of a cutover, so that writers are not held again at once.
 const PAUSE_AGAIN: Duration = Duration::from_secs(30);
 
+/// What became of a cutover.
+pub(super) enum Switch {
+    Done,
+    /// More than the plan allows, found with writes paused.
+    Differs {
+        count: u64,
+    },
+    NotDone {
+        why: String,
+    },
+}
+
 /// The plan that replaces `current`; waits for one, for ever where none can come.
-pub(super) async fn newer(plans: &mut Option<watch::Receiver<Arc<Plan>>>, current: &Arc<Plan>) -> Arc<Plan> {
+pub(in crate::migration) async fn newer(
+    plans: &mut Option<watch::Receiver<Arc<Plan>>>,
+    current: &Arc<Plan>,
+) -> Arc<Plan> {
     let Some(plans) = plans else { return std::future::pending().await };
     let newer = plans.wait_for(|plan| !Arc::ptr_eq(plan, current)).await.map(|plan| Arc::clone(&plan));
     match newer {
@@ -30,11 +49,29 @@ pub(super) async fn newer(plans: &mut Option<watch::Receiver<Arc<Plan>>>, curren
     }
 }
 
+/// Waits for a plan that wants no cutover.
+async fn withdrawn(plans: Option<watch::Receiver<Arc<Plan>>>) {
+    let Some(mut plans) = plans else { return std::future::pending().await };
+    if plans.wait_for(|plan| !plan.cutover.goes_ahead()).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 impl Run {
-    /// Takes up what may change while running: cutover, verification, policies, limits of the lanes.
+    /// Takes up the newest plan, which nobody may have waited for yet.
+    fn adopt_newest(&mut self) {
+        let newest = self.options.plans.as_ref().map(|plans| Arc::clone(&plans.borrow()));
+        if let Some(plan) = newest.filter(|plan| !Arc::ptr_eq(plan, &self.plan)) {
+            self.adopt(plan);
+        }
+    }
+
+    /// Takes up what may change while running: cutover, verification, policies, limits of lanes and turns.
     pub(super) fn adopt(&mut self, plan: Arc<Plan>) {
         for setup in &mut self.setups {
             setup.lane.set(plan.limits.pipeline_commands, plan.limits.pipeline_bytes);
+            setup.lane.pace().set(plan.limits.bytes_per_second, plan.limits.keys_per_second);
+            setup.turns.set(plan.limits.parallel_shards, plan.limits.source);
             setup.max_quarantined = plan.failure_policy.max_quarantined;
         }
         tracing::info!(generation = plan.generation, "the changed spec holds from here on");
@@ -53,6 +90,7 @@ impl Run {
             }
             let plan = self.plan.cutover;
             if plan.mode == CutoverMode::Never {
+                self.state.remove(conditions::CUTOVER_READY);
                 if let Some(outcome) = self.follow("in sync; following until stopped").await? {
                     return Ok(Some(outcome));
                 }
@@ -71,7 +109,7 @@ impl Run {
             }
             let message = "lag is within the cutover's limits";
             self.state.set(conditions::CUTOVER_READY, true, reason::INCREMENTAL_SYNC, message);
-            if plan.mode == CutoverMode::Manual && !plan.approved {
+            if !plan.goes_ahead() {
                 let message = "in sync; waiting for spec.cutover.approved";
                 self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
                 if let Some(outcome) = self.follow(message).await? {
@@ -80,14 +118,27 @@ impl Run {
                 continue;
             }
             // With the writes still going on, as it takes its time.
-            self.release().await?;
-            let Err(why) = self.pause_and_drain(plan).await? else { return Ok(Some(Outcome::Done)) };
+            if !self.release().await? {
+                continue;
+            }
+            self.adopt_newest();
+            if self.plan.cutover != plan || self.plan.verification != verified {
+                continue;
+            }
+            let why = match self.pause_and_drain(plan).await? {
+                Switch::Done => return Ok(Some(Outcome::Done)),
+                Switch::Differs { count } => return Ok(Some(Outcome::Differences { count })),
+                Switch::NotDone { why } => why,
+            };
+            self.adopt_newest();
+            if !self.plan.cutover.goes_ahead() {
+                continue;
+            }
             attempts += 1;
             // A single run ends here, so that whoever started it decides.
             if self.options.plans.is_none() || attempts > self.plan.failure_policy.backoff_limit {
                 return Err(Ended::Other { reason: reason::PAUSE_TIMEOUT, message: why });
             }
-            self.state.status.cutover.start_time = None;
             self.state.set(conditions::CUTOVER_READY, false, reason::PAUSE_TIMEOUT, &why);
             let message = format!("{why}; the cutover is tried again in {} s", PAUSE_AGAIN.as_secs());
             self.state.phase(Phase::IncrementalSync, &message);
@@ -112,41 +163,89 @@ impl Run {
         }
     }
 
-    /// `Err`: why the target did not take over; writes go on at the source.
-    async fn pause_and_drain(&mut self, plan: CutoverPlan) -> Result<Result<(), String>, Ended> {
+    /// Unless it is done, writes go on at the source.
+    async fn pause_and_drain(&mut self, plan: CutoverPlan) -> Result<Switch, Ended> {
+        let shards = self.shards.clone();
+        // No writer is made to wait while a worker in another process cannot be heard.
+        self.until(async move { heard(&shards).await }).await?;
         self.state.status.cutover.start_time = Some(now());
-        self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining");
+        self.state.phase(Phase::CuttingOver, "pausing writes to the source, draining, comparing");
+        // Of the plan that was verified, should another come meanwhile.
+        let (asked, comparison) = (Arc::clone(&self.plan), self.comparison()?);
+        let mut compared = None;
         let shards = self.shards.clone();
         let mut result: Option<Result<Paused, ConnectionError>> = None;
-        let mut cannot = Vec::new();
-        {
-            let (result, cannot) = (&mut result, &mut cannot);
-            self.until(async move { *result = Some(cutover::drain(&shards, &plan, cannot).await) }).await?;
-        }
+        let (mut pauses, mut cannot) = (Pauses::default(), Vec::new());
+        let ended = {
+            let (result, pauses, cannot) = (&mut result, &mut pauses, &mut cannot);
+            let compared = &mut compared;
+            let compare = async move |budget| {
+                if let Some(comparison) = comparison {
+                    *compared = Some(comparison.within(budget).await);
+                }
+            };
+            let withdrawn = withdrawn(self.options.plans.clone());
+            let drain = async move {
+                *result = Some(tokio::select! {
+                    biased;
+                    drained = cutover::drain(&shards, &plan, pauses, cannot, compare) => drained,
+                    () = withdrawn => Ok(Paused::Withdrawn),
+                });
+            };
+            self.until(drain).await
+        };
         for why in &cannot {
             tracing::warn!("{why}; stop the writers yourself before the cutover");
         }
-        match result {
+        let drained = ended.and_then(|()| self.judge(result, compared, &asked));
+        let done = matches!(drained, Ok(Switch::Done));
+        if !done {
+            // None is under way any more: the approval can be taken back.
+            self.state.status.cutover = CutoverStatus::default();
+        }
+        // Whoever took this migration over may have paused writes by now.
+        let replaced = matches!(drained, Err(Ended::Worker(WorkerError::Fenced(_))))
+            || *self.options.stop.borrow() == StopRequest::Now;
+        if !done && !replaced {
+            pauses.lift().await;
+        }
+        drained
+    }
+
+    /// What a drain came to: as `pause_and_drain`.
+    fn judge(
+        &mut self,
+        result: Option<Result<Paused, ConnectionError>>,
+        compared: Option<Compared>,
+        asked: &Plan,
+    ) -> Result<Switch, Ended> {
+        let why = match result {
             Some(Ok(Paused::Drained { millis })) => {
                 // The last commands may have been refused, too.
                 self.nothing_refused()?;
                 self.nothing_moved()?;
+                let switch = self.judge_compared(compared, asked)?;
+                if !matches!(switch, Switch::Done) {
+                    return Ok(switch);
+                }
                 self.state.status.cutover.write_pause_millis = i64::try_from(millis).unwrap_or(i64::MAX);
                 self.state.status.cutover.completion_time = Some(now());
-                Ok(Ok(()))
+                return Ok(Switch::Done);
             }
-            Some(Ok(Paused::TimedOut)) => Ok(Err(format!(
+            Some(Ok(Paused::TimedOut)) => format!(
                 "the target did not catch up within {} s of paused writes; writes go on at the source",
-                plan.pause_timeout_seconds
-            ))),
-            Some(Ok(Paused::FailedOver { shard, from, to })) => Ok(Err(format!(
+                asked.cutover.pause_timeout_seconds
+            ),
+            Some(Ok(Paused::Withdrawn)) => "the cutover was withdrawn; writes go on at the source".to_owned(),
+            Some(Ok(Paused::FailedOver { shard, from, to })) => format!(
                 "the master of shard {shard} became {to} while writes to {from} were paused: no cutover, as writes may have gone there"
-            ))),
+            ),
             Some(Err(error)) => {
-                Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() })
+                return Err(Ended::Other { reason: reason::SOURCE_UNREACHABLE, message: error.to_string() });
             }
-            None => Err(Ended::Stop),
-        }
+            None => return Err(Ended::Stop),
+        };
+        Ok(Switch::NotDone { why })
     }
 
     /// False: the plan changed before it was.

@@ -1,15 +1,18 @@
 //! All that has to be known before the first worker starts. Nothing is changed yet on either side.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::api::Plan;
 use crate::api::conditions::{self, reason};
 use crate::api::plan::Delivery;
-use crate::migration::checkpoints::{self, Checkpoints};
+use crate::api::{Plan, Status};
+use crate::connection::Dialer;
+use crate::migration::checkpoints::{self, Checkpoints, SetAside};
 use crate::migration::identity::{KnownShard, identify};
+use crate::migration::shard::RemoveFolder;
 use crate::migration::state::State;
 use crate::migration::{MigrationError, RunOptions, kept, setup};
 use crate::preflight::PreflightReport;
+use crate::topology::Topology;
 use crate::worker::WorkerSetup;
 
 /// What there is to know before the first worker starts.
@@ -18,6 +21,8 @@ pub(super) struct Prepared {
     pub setups: Vec<WorkerSetup>,
     /// The shards, in the order of `setups`.
     pub known: Vec<KnownShard>,
+    /// What an earlier run of this command left out.
+    pub set_aside: SetAside,
     pub temporary: Option<RemoveFolder>,
 }
 
@@ -45,12 +50,12 @@ pub(super) async fn prepare(
     }
     state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
     state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
-    let (folder, temporary) = spool_folder(options, plan)
+    let (folder, temporary) = spool_folder(options.data_dir.as_deref(), plan)
         .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
     let (source, target) = setup::sides(&report)?;
-    let (topology, target) = (&source.topology, &target.topology);
+    let (topology, target_keys, target) = (&source.topology, target.keys, &target.topology);
     let keeps = plan.delivery == Delivery::ExactlyOnce && topology.is_cluster();
-    let target_dialer = setup::target_dialer(plan);
+    let target_dialer = setup::target_dialer(plan)?;
     if keeps && earlier.known.is_empty() {
         let known = kept::earlier_shards(plan, &target_dialer, target).await;
         earlier.known = known.map_err(|error| MigrationError {
@@ -59,18 +64,49 @@ pub(super) async fn prepare(
             transient: error.is_transient(),
         })?;
     }
+    let stood = |told: &Status| conditions::is_true(&told.conditions, conditions::FULL_SYNCED);
+    if plan.delivery == Delivery::ExactlyOnce
+        && target_keys > 0
+        && options.earlier.as_ref().is_some_and(stood)
+    {
+        not_over(plan, &target_dialer, &kept::lineages(topology), target).await?;
+    }
     let known = identify(topology, &earlier.known, |id| earlier.shards.contains_key(id));
     if keeps && let Err(error) = kept::remember(plan, &target_dialer, target, &known).await {
         tracing::warn!(%error, "a run without this one's data directory may not recognise the shards again");
     }
     let spool = (folder.as_path(), temporary.is_none());
     let setups = setup::workers(plan, &report, spool, &earlier, &known).await?;
-    Ok(Prepared { report, setups, known, temporary })
+    // Else the status has told it already.
+    let set_aside = if options.earlier.is_none() { earlier.set_aside } else { SetAside::new() };
+    Ok(Prepared { report, setups, known, set_aside, temporary })
+}
+
+/// A migration whose snapshot stood, and of which the target keeps nothing any more, was completed by a replica
+/// that could not say so yet: to copy again would undo what clients have written to the target since.
+async fn not_over(
+    plan: &Plan,
+    dialer: &Dialer,
+    lineages: &[String],
+    target: &Topology,
+) -> Result<(), MigrationError> {
+    match kept::is_there(plan, dialer, lineages, target).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(MigrationError {
+            reason: reason::ABORTED,
+            message: "the target has data, but no longer what this migration kept there: another process may have completed it. To copy again, delete the migration, empty the target and apply it anew".to_owned(),
+            transient: true,
+        }),
+        Err(error) => Err(setup::unasked(&error)),
+    }
 }
 
 /// The folder for segment files; a temporary one is removed with its guard.
-fn spool_folder(options: &RunOptions, plan: &Plan) -> std::io::Result<(PathBuf, Option<RemoveFolder>)> {
-    match &options.data_dir {
+pub(in crate::migration) fn spool_folder(
+    data_dir: Option<&Path>,
+    plan: &Plan,
+) -> std::io::Result<(PathBuf, Option<RemoveFolder>)> {
+    match data_dir {
         Some(data_dir) => {
             let folder = data_dir.join("spool");
             std::fs::create_dir_all(&folder)?;
@@ -81,14 +117,5 @@ fn spool_folder(options: &RunOptions, plan: &Plan) -> std::io::Result<(PathBuf, 
             let folder = std::env::temp_dir().join(name);
             Ok((folder.clone(), Some(RemoveFolder(folder))))
         }
-    }
-}
-
-pub(super) struct RemoveFolder(PathBuf);
-
-impl Drop for RemoveFolder {
-    fn drop(&mut self) {
-        // It exists only if the spool needed the disk; the workers' own folders in it are gone already.
-        let _ = std::fs::remove_dir(&self.0);
     }
 }

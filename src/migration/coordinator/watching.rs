@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use super::{Ended, Run, live};
 use crate::api::conditions::{self, reason};
 use crate::migration::StopRequest;
+use crate::migration::checkpoints::{self, Checkpoints, SetAside};
 use crate::migration::degraded;
-use crate::migration::state::{Shard, State, is_in_sync};
+use crate::migration::state::{Shard, State, by_name, is_in_sync};
 use crate::worker::ShardPhase;
+use crate::worker::turn::is_waiting;
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
@@ -49,8 +51,24 @@ impl Run {
         }
     }
 
+    /// A run that is killed must not leave a next one that knows of nothing that the target lacks.
+    fn keep_set_aside(&mut self) {
+        let Some(data_dir) = &self.options.data_dir else { return };
+        let set_aside = set_aside(&self.shards);
+        if set_aside == self.set_aside {
+            return;
+        }
+        let begun = Checkpoints::begun(self.known.clone(), set_aside.clone());
+        match checkpoints::save(data_dir, &self.plan.uid, &begun) {
+            Ok(()) => self.set_aside = set_aside,
+            Err(error) => tracing::warn!("{error}; a next run would not know what was set aside"),
+        }
+    }
+
     fn observe(&mut self) -> Result<(), Ended> {
         self.share_out_slots();
+        // Before anyone is told of it.
+        self.keep_set_aside();
         self.state.gather(&self.shards);
         let causes = degraded::causes(&self.shards, &self.state.status);
         if let Some((reason, _)) = causes.first() {
@@ -58,7 +76,7 @@ impl Run {
             self.state.set(conditions::DEGRADED, true, reason, &messages.join("; "));
         } else {
             // The causes that pass.
-            for reason in [reason::SPOOL_FULL, reason::SLOTS_MOVED] {
+            for reason in [reason::SPOOL_FULL, reason::SLOTS_MOVED, reason::NOT_CONVERGING] {
                 self.state.remove_reason(conditions::DEGRADED, reason);
             }
         }
@@ -76,18 +94,25 @@ impl Run {
             .sum();
         let idle = |shard: &Shard| {
             let numbers = shard.numbers();
-            is_in_sync(&numbers, &shard.link()) && numbers.lag_bytes == 0
+            // Nobody wants it to move while its source is under pressure.
+            is_in_sync(&numbers, &shard.link()) && numbers.lag_bytes == 0 || is_waiting(&numbers.waiting)
         };
+        let silent = |shard: &Shard| shard.progress.seat.borrow().silent;
         let policy = self.plan.failure_policy;
         if self.shards.iter().all(|shard| shard.numbers().phase == ShardPhase::IncrementalSync) {
             self.settled_resyncs = resyncs;
+        }
+        // A worker that begins in another process counts from 0.
+        let moves: u64 = self.shards.iter().map(|shard| shard.progress.seat.borrow().moves).sum();
+        if std::mem::replace(&mut self.moves, moves) != moves {
+            self.last_progress = (Instant::now(), (0, 0));
         }
         // What is replayed time and again is no progress; only a new full sync starts again from 0, and not
         // for ever, should none of them come to its end.
         let resyncs = resyncs.min(self.settled_resyncs + u64::from(policy.backoff_limit));
         if (resyncs, moved) > self.last_progress.1 {
             self.last_progress = (Instant::now(), (resyncs, moved));
-        } else if self.shards.iter().all(idle) {
+        } else if self.shards.iter().all(idle) || self.shards.iter().any(silent) {
             self.last_progress.0 = Instant::now();
         }
         let deadline = Duration::from_secs(policy.progress_deadline_seconds);
@@ -99,6 +124,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// What the shards set aside so far.
+pub(super) fn set_aside(shards: &[Shard]) -> SetAside {
+    let told = shards.iter().map(|shard| (shard.id.clone(), by_name(&shard.numbers().kinds)));
+    told.filter(|(_, kinds)| !kinds.is_empty()).collect()
 }
 
 pub(super) async fn poll_until(mut done: impl FnMut() -> bool) {

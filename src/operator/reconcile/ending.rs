@@ -1,5 +1,6 @@
 //! How a migration's work ends: its outcome, suspended, deleted.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -10,7 +11,8 @@ use crate::api::{Phase, RedisMigration, Status};
 use crate::migration::{self, MigrationError, Outcome};
 use crate::operator::api::{ApiError, Target, fresh, set_finalizer, shown};
 use crate::operator::context::{Context, generation};
-use crate::operator::runs::{Ended, by};
+use crate::operator::decide::{Step, decide};
+use crate::operator::runs::{Ended, Latest, by};
 use crate::operator::secrets::Secrets;
 use crate::operator::status::is_transient;
 
@@ -23,9 +25,17 @@ const BACKLOG_MAX: Duration = Duration::from_secs(5);
 impl Context {
     pub(super) async fn conclude(&self, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {
         let uid = object.uid().unwrap_or_default();
-        let Some(Ended { status, writer, .. }) = self.runs.ended(&uid) else {
+        let Some(Ended { outcome, status, writer }) = self.runs.ended(&uid) else {
             return Ok(Next::Again(object));
         };
+        if matches!(outcome, Outcome::Done) {
+            self.runs.unlearn(&uid);
+        } else {
+            self.claims.read(&Target::of(&object)).await?;
+            if decide(&self.situation(&object)) != Step::Conclude {
+                return Ok(Next::Again(object));
+            }
+        }
         let mut object = object;
         let mut status = by(status, &self.members.identity);
         if status.observed_generation != generation(&object) && status.phase == Phase::Completed {
@@ -95,20 +105,35 @@ impl Context {
             migration::forget(data_dir, &target.uid);
         }
         gone(set_finalizer(&self.client, &object, false).await)?;
-        self.claims.release(&target).await?;
+        self.release(&target).await?;
         self.forget(&target.uid);
         Ok(Next::Rest(Action::await_change()))
     }
 
     /// `Err`: why keys may be left.
     async fn clean_target(&self, object: &RedisMigration, status: &Status) -> Result<(), String> {
-        let (plan, _secrets) = match self.resolve(object, &Secrets::default()).await {
-            Ok(Ok(resolved)) => resolved,
-            // Such a spec has never run.
-            Ok(Err(faults)) if faults.iter().any(|fault| !fault.secret_missing) => return Ok(()),
-            Ok(Err(faults)) => return Err(lines(&faults)),
-            Err(error) => return Err(error.to_string()),
+        let latest = self.runs.latest(&object.uid().unwrap_or_default());
+        let earlier = latest.as_ref().map(|latest| latest.secrets.clone()).unwrap_or_default();
+        let resolved = match self.resolve(object, &earlier).await {
+            Ok(Ok((plan, secrets))) => Ok((Arc::new(plan), secrets)),
+            Ok(Err(faults)) => {
+                // Such a spec has never run.
+                let never = faults.iter().any(|fault| !fault.secret_missing);
+                if never && latest.is_none() {
+                    return Ok(());
+                }
+                Err(lines(&faults))
+            }
+            Err(error) => Err(error.to_string()),
         };
+        let (plan, secrets) = match (resolved, latest) {
+            (Ok(resolved), _) => resolved,
+            // Deleted with its Secrets, as its whole namespace may be.
+            (Err(_), Some(Latest { plan, secrets })) => (plan, secrets),
+            (Err(why), None) => return Err(why),
+        };
+        // They may go at any moment.
+        secrets.outlive();
         loop {
             let Err(MigrationError { reason, message, transient }) = migration::clean_up(&plan, status).await
             else {

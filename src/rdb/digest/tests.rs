@@ -128,6 +128,27 @@ fn the_cached_cardinality_of_a_hyperloglog_is_left_out() {
     assert!(!with(1, 7).matches(&with(1, 8)));
 }
 
+#[test]
+fn a_hyperloglog_is_the_same_sparse_and_dense() {
+    let string = |encoding: u8, body: &[u8]| {
+        let text = [&b"HYLL"[..], &[encoding], &[0; 11], body].concat();
+        let mut value = vec![0x80];
+        value.extend((text.len() as u32).to_be_bytes());
+        digest(0, &[value, text].concat())
+    };
+    // Register 0 is 0; 1 and 2 are 5; 3 is 0; 4 is 32; the others 0.
+    let sparse = [0x00, 0x80 | 4 << 2 | 1, 0x00, 0x80 | 31 << 2, 0x7f, 0xfa];
+    let mut dense = vec![0; 12288];
+    for (register, value) in [(1, 5u32), (2, 5), (4, 32)] {
+        let bits = value << (register * 6 % 8);
+        dense[register * 6 / 8] |= bits as u8;
+        dense[register * 6 / 8 + 1] |= (bits >> 8) as u8;
+    }
+    assert!(string(1, &sparse).matches(&string(0, &dense)));
+    dense[9000] = 1;
+    assert!(!string(1, &sparse).matches(&string(0, &dense)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 

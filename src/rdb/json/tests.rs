@@ -1,3 +1,4 @@
+use crate::rdb::test_captured::captured;
 use serde_json::{Value, json};
 
 use super::*;
@@ -34,15 +35,10 @@ fn lines(rdb: &[u8], chunk: usize, max_value: usize) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn sample(name: &str) -> Vec<u8> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rdb/testdata");
-    std::fs::read(folder.join(name)).unwrap()
-}
-
 #[test]
 fn every_version_s_file_becomes_one_line_a_key() {
     for name in ["redis-2.8.17.rdb", "redis-5.0.6.rdb", "redis-8.2.3.rdb", "valkey-9.1.2.rdb"] {
-        let rdb = sample(name);
+        let rdb = captured(name);
         let whole = lines(&rdb, rdb.len(), 64 << 20);
         assert!(whole.len() > 10, "{name}: {} lines", whole.len());
         assert!(whole.iter().all(|line| line["type"] != "unknown" && !line["value"].is_null()), "{name}");
@@ -66,7 +62,7 @@ fn comparable(mut line: Value) -> Value {
 #[test]
 fn a_value_in_parts_gives_the_line_of_a_whole_one() {
     for name in ["redis-3.2.6.rdb", "redis-7.0.15.rdb", "redis-8.2.3.rdb", "valkey-9.1.2.rdb"] {
-        let rdb = sample(name);
+        let rdb = captured(name);
         let whole: Vec<_> = lines(&rdb, rdb.len(), 64 << 20).into_iter().map(comparable).collect();
         let parts: Vec<_> = lines(&rdb, 100, 600).into_iter().map(comparable).collect();
         let mut found = 0;

@@ -25,7 +25,10 @@ impl Applier {
         let gate = &mut self.recopy.gate;
         let owned = gate.owned().cloned().unwrap_or_default();
         gate.set_owned(owned.with(slots));
-        keys.into_iter().for_each(|key| gate.spoil(db, key));
+        let transform = self.setup.transform.as_ref();
+        keys.into_iter()
+            .filter(|key| transform.is_none_or(|transform| transform.admits(0, key)))
+            .for_each(|key| gate.spoil(db, key));
         self.recopy.adopting = self.recopy.adopting.with(slots);
     }
 

@@ -3,6 +3,7 @@
 use super::{Applier, Interrupted, MARK_BYTES, PUBLISH, WINDOW, Work};
 use crate::clock::unix_millis;
 use crate::command::{DynamicTable, Part as CommandPart, Step as EmulationStep, lookup};
+use crate::loss::Loss;
 use crate::rdb::{Event, Step};
 use crate::resp::frame::{Parsed, parse_frame};
 use crate::resp::{Args, encode_command};
@@ -11,6 +12,7 @@ use crate::target::keys::PREFIX;
 use crate::worker::WorkerError;
 use crate::worker::recopy::gate::{Gate, keys_of_frames};
 use crate::worker::repair::Refusal;
+use crate::worker::snapshot::scripted::{Scripted, Through};
 use crate::worker::snapshot::{self, Applied, KeyPlace};
 use crate::worker::stream::{Barrier, Moment, Onward, Stream, StreamPlace, Taken};
 
@@ -107,6 +109,7 @@ impl Applier {
                     }
                     self.at += consumed;
                     self.summed = self.at;
+                    self.end_file().await?;
                     self.end_snapshot()?;
                     return self.enter_stream().await;
                 }
@@ -120,22 +123,87 @@ impl Applier {
             if self.rules.replay && self.base + self.at as u64 >= self.replay_until {
                 self.rules.replay = false;
             }
+            let source_db = db;
             let db = self.setup.database_map.get(&db).copied().unwrap_or(db);
             let at = KeyPlace { db, flavor, now_ms: self.moment.now };
             if is_foreign(&event, &self.recopy.gate) {
                 self.at += consumed;
                 continue;
             }
-            let applied = snapshot::apply(&event, at, &self.rules, &self.router, staged, &mut self.outbox);
+            if let Some(transform) = &self.setup.transform
+                && let Some((key, first)) = key_of(&event)
+                && !transform.admits(source_db, key)
+            {
+                self.filtered.keys += u64::from(first);
+                self.at += consumed;
+                continue;
+            }
+            let (rules, router, outbox) = (&self.rules, &self.router, &mut self.outbox);
+            let applied = match self.script.as_mut().filter(|script| script.runner.judges_keys()) {
+                None => snapshot::apply(&event, at, rules, router, staged, outbox),
+                Some(script) => {
+                    let target = self.setup.target_version;
+                    let through = Through { db: source_db, place: at, target, rules, router };
+                    match script.apply(&event, through, staged, outbox) {
+                        Scripted::Applied(applied) => applied,
+                        Scripted::Dropped(counts) => {
+                            self.filtered.keys += u64::from(counts);
+                            self.at += consumed;
+                            continue;
+                        }
+                    }
+                }
+            };
             self.at += consumed;
             match applied {
                 Applied::Nothing | Applied::Broadcast | Applied::Part { done: false, .. } => {}
+                Applied::Expired => self.expired += 1,
                 Applied::Key(_) | Applied::Part { done: true, .. } => self.keys += 1,
-                Applied::Refused { key, why } => {
-                    self.refuse(db, Refusal { command: "RESTORE".to_owned(), key, error: why })?;
+                Applied::Lossy(kind) => {
+                    self.keys += 1;
+                    self.lost(kind, 1);
+                }
+                Applied::Refused { key, why, kind } => {
+                    let command = if kind == Loss::Functions { "FUNCTION" } else { "RESTORE" }.to_owned();
+                    self.refuse(db, Refusal { command, key, error: why, kind })?;
                 }
             }
             self.send_full().await?;
+        }
+    }
+
+    /// What follows an RDB in a file is not read, so that it must not be taken for complete.
+    async fn end_file(&self) -> Result<(), WorkerError> {
+        let position = self.position();
+        if !self.setup.feed.is_file() || self.reader.ends_at(position).await == Some(true) {
+            return Ok(());
+        }
+        let shard = self.setup.shard.clone();
+        Err(WorkerError::SnapshotEnd { shard, position, what: "goes on behind it; cut the file there" })
+    }
+
+    /// All of the RDB was read, and its end was not there.
+    pub(super) fn check_truncated(&self) -> Result<(), WorkerError> {
+        let read = self.base + self.window.len() as u64;
+        let over = matches!(self.work, Work::Snapshot { .. }) && self.reader.stream_at() == Some(read);
+        if !over || !self.setup.feed.is_file() {
+            return Ok(());
+        }
+        Err(WorkerError::Truncated { shard: self.setup.shard.clone(), position: read })
+    }
+
+    /// A file is damaged: what was read before is brought to the target, so that the count of keys holds.
+    pub(super) async fn settle_what_was_read(&mut self, error: &WorkerError) {
+        if matches!(
+            error,
+            WorkerError::Rdb { .. }
+                | WorkerError::Checksum { .. }
+                | WorkerError::Truncated { .. }
+                | WorkerError::SnapshotEnd { .. }
+        ) && self.flush().await.is_ok()
+            && self.wait_idle().await.is_ok()
+        {
+            self.publish();
         }
     }
 
@@ -196,9 +264,10 @@ impl Applier {
                 let key = args.arg(1).unwrap_or_default().to_vec();
                 let command = String::from_utf8_lossy(args.name()).to_ascii_uppercase();
                 let error = "the target does not know this command".to_owned();
+                let kind = Loss::of_command(command.as_bytes(), None);
                 self.at += length;
                 let db = self.source_db();
-                self.refuse(db, Refusal { command, key, error })?;
+                self.refuse(db, Refusal { command, key, error, kind })?;
                 continue;
             }
             let Work::Stream(stream) = &mut self.work else { return Ok(()) };
@@ -208,22 +277,42 @@ impl Applier {
                 outbox: &mut self.outbox,
                 gate: &mut self.recopy.gate,
                 moment: self.moment,
+                start: self.base + self.at as u64,
                 end,
+                filtered: &mut self.filtered.commands,
+                script: self
+                    .script
+                    .as_mut()
+                    .map(|script| &mut script.runner)
+                    .filter(|runner| runner.judges_commands()),
                 carried: self.release.carried(),
             };
             let taken = stream.take(&args, &mut onward);
+            let lost = std::mem::take(&mut stream.lost_expiries);
             self.at += length;
+            if lost > 0 {
+                self.lost(Loss::FieldExpiry, lost);
+            }
             match taken {
                 Taken::Done { commands } => self.commands += u64::from(commands),
                 Taken::Barrier(barrier) => self.run_alone(*barrier).await?,
                 Taken::Refused { command, key, why } => {
                     let db = self.source_db();
-                    self.refuse(db, Refusal { command, key, error: why })?;
+                    let kind = Loss::of_command(command.as_bytes(), None);
+                    self.refuse(db, Refusal { command, key, error: why, kind })?;
                 }
             }
             self.send_full().await?;
             if alone && self.may_send() {
                 self.send_alone(end).await?;
+            }
+            // A single server gets a record with each batch.
+            if self.commands.saturating_sub(self.marked_commands) >= self.stride()
+                && !self.outbox.is_chained()
+                && self.may_mark()
+            {
+                self.flush().await?;
+                self.write_records(false).await?;
             }
         }
     }
@@ -253,13 +342,19 @@ impl Applier {
 
 /// A key that is not for this worker: its slot is another's, and a snapshot may hold a part of it.
 fn is_foreign(event: &Event<'_>, gate: &Gate) -> bool {
+    key_of(event).is_some_and(|(key, _)| !gate.owns(key))
+}
+
+/// The key that the event is about, and whether it is the first about it.
+#[inline]
+fn key_of<'a>(event: &Event<'a>) -> Option<(&'a [u8], bool)> {
     match event {
-        Event::Key(record) => !gate.owns(record.key),
-        Event::LargeBegin(head) => !gate.owns(head.key),
+        Event::Key(record) => Some((record.key, true)),
+        Event::LargeBegin(head) => Some((head.key, true)),
         Event::LargeItems { key, .. } | Event::LargeEnd { key } | Event::LargeUnsupported { key, .. } => {
-            !gate.owns(key)
+            Some((key, false))
         }
-        _ => false,
+        _ => None,
     }
 }
 

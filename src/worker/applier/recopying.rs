@@ -8,6 +8,7 @@ use super::sending::undirected;
 use super::{Applier, Interrupted, Stage, Work};
 use crate::api::plan::ExistingKeys;
 use crate::clock::unix_millis;
+use crate::loss::Loss;
 use crate::slot::{SlotRanges, slot};
 use crate::target::scan;
 use crate::worker::WorkerError;
@@ -18,6 +19,8 @@ use crate::worker::recopy::{
 };
 use crate::worker::repair::Refusal;
 
+/// Of an order, no more than these are taken up: the next round finds the others.
+const ORDERED_KEYS: usize = 100_000;
 /// What ends a transaction that the place lies in.
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
 
@@ -30,10 +33,11 @@ impl Applier {
         if !self.in_stream() || self.origin.as_ref().is_none_or(|origin| origin.is_unnamed()) {
             return Err(overtaken());
         }
-        if keys.iter().any(|(db, _)| self.source_db_of(*db).is_none()) {
+        // Which key of the source a script has given such a name is not known either.
+        if self.script.is_some() || keys.iter().any(|(db, _)| self.source_db_of(*db).is_none()) {
             return Err(overtaken());
         }
-        tracing::info!(shard = %self.setup.shard, keys = keys.len(), why, "overtaken while the target refused a command: copied again");
+        tracing::info!(shard = %self.setup.shard, keys = keys.len(), why, "left alone until they are copied again");
         keys.into_iter().for_each(|(db, key)| self.recopy.gate.spoil(db, key));
         self.recopy.gate.check().map_err(|_| overtaken())?;
         self.recopy.overtaken.get_or_insert_with(Instant::now);
@@ -52,6 +56,7 @@ impl Applier {
         if !self.in_stream() || self.recopy.awaited.is_some() || self.recopy.rests() {
             return Ok(());
         }
+        self.take_order().await?;
         if let Some(since) = self.recopy.overtaken
             && since.elapsed() > PATIENCE
         {
@@ -76,6 +81,44 @@ impl Applier {
             Err(Asked::Failed(error)) => self.put_off(&error)?,
         }
         self.arrive().await
+    }
+
+    /// Keys that somebody found to differ go the way of those that were overtaken. An order is done when all of
+    /// them stand.
+    async fn take_order(&mut self) -> Result<(), Interrupted> {
+        let number = self.progress.repair.borrow().number;
+        if number == self.numbers.orders_done || self.recopy.gate.spoiled() > 0 || !self.is_between() {
+            return Ok(());
+        }
+        if self.ordered.0 == number {
+            self.numbers.repaired += std::mem::take(&mut self.ordered.1);
+            self.numbers.orders_done = number;
+            self.publish();
+            return Ok(());
+        }
+        let order = self.progress.repair.borrow().clone();
+        let target = |db: &u64| self.setup.database_map.get(db).copied().unwrap_or(*db);
+        // What cannot be asked for stays as it is, and differs in the next round as well.
+        let named = self.origin.as_ref().is_some_and(|origin| !origin.is_unnamed());
+        let owned = order.keys.iter().filter(|(db, key)| {
+            named && self.recopy.gate.owns(key) && self.source_db_of(target(db)).is_some()
+        });
+        let keys: HashSet<(u64, Vec<u8>)> =
+            owned.take(ORDERED_KEYS).map(|(db, key)| (target(db), key.clone())).collect();
+        self.ordered = (order.number, keys.len() as u64);
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.send_all().await?;
+        self.wait_idle().await?;
+        self.spoil(keys, "they differ, as the verification found")?;
+        // Until they stand, what the target has been told says too much: nobody may go on from here.
+        if let Some(keeper) = &mut self.keeper {
+            keeper.passed_barrier((self.base + self.at as u64) as i64 + self.offset_shift);
+            self.write_records(true).await?;
+            self.wait_answers().await?;
+        }
+        Ok(())
     }
 
     fn put_off(&mut self, error: &AskError) -> Result<(), Interrupted> {
@@ -118,18 +161,19 @@ impl Applier {
         if self.origin.as_ref().is_none_or(|origin| origin.is_unnamed()) {
             return Err(AskError::Unnamed);
         }
-        let master = self.setup.source_shard.as_ref().and_then(|shard| shard.now()).map(|at| at.master);
+        let Some(upstream) = self.setup.feed.upstream() else { return Err(AskError::Unnamed) };
+        let master = upstream.shard.as_ref().and_then(|shard| shard.now()).map(|at| at.master);
         let link = self.progress.link.borrow().server.clone();
         // To a replica, a key whose time is over is gone although its master may have renewed it. So it is asked
         // only where the master has other offsets: before 4.0.
         let (first, second) = if self.recopy.by_link { (link, master) } else { (master, link) };
-        let address = first.or(second).unwrap_or_else(|| self.setup.source.clone());
+        let address = first.or(second).unwrap_or_else(|| upstream.address.clone());
         if self.recopy.source.as_ref().is_some_and(|source| *source.address() != address) {
             self.recopy.source = None;
         }
         let open = match self.recopy.source.take() {
             Some(open) => open,
-            None => Source::connect(&self.setup.source_dialer, &address).await?,
+            None => Source::connect(&upstream.dialer, &address).await?,
         };
         Ok(self.recopy.source.insert(open))
     }
@@ -153,6 +197,12 @@ impl Applier {
 
     /// The first of `wanted`, with the keys that they have on either side.
     async fn ask_slots(&mut self, wanted: SlotRanges) -> Result<(), Asked> {
+        if self.script.is_some() {
+            return Err(Asked::Interrupted(Interrupted::Failed(WorkerError::Target(format!(
+                "{}: slots {wanted} came from another shard of the source, whose keys cannot be copied through filter.lua; empty the target and start again when the slots are at rest",
+                self.setup.shard
+            )))));
+        }
         let history = self.replication_id();
         let first: SlotRanges = wanted.iter().take(LISTED_SLOTS).collect();
         let mut counts = self.source().await?.counts(&first).await?;
@@ -265,11 +315,15 @@ impl Applier {
         let writing = match writer.write(key, value) {
             Ok(writing) => writing,
             Err(error) => {
-                let refusal = Refusal { command: "RESTORE".to_owned(), key: key.to_vec(), error };
+                let kind = Loss::of_command(b"RESTORE", value.map(|value| value.payload.as_slice()));
+                let refusal = Refusal { command: "RESTORE".to_owned(), key: key.to_vec(), error, kind };
                 self.recopy.gate.restored(db, key);
                 return Ok(self.refuse(db, refusal)?);
             }
         };
+        if writing.lossy {
+            self.lost(Loss::FieldExpiry, 1);
+        }
         let slot = slot(key);
         for frame in &writing.before {
             let lane = self.router.lane_of_slot(slot);

@@ -34,7 +34,8 @@ impl Applier {
         }
         let chained = self.outbox.is_chained();
         // The batches of a chain hold one each: what is under way holds a newer one.
-        if !must && ((chained && !self.outbox.is_quick()) || !keeper.is_due(&place, chained)) {
+        let far = !chained && self.stands.commands.saturating_sub(self.recorded_commands) >= self.stride();
+        if !must && ((chained && !self.outbox.is_quick()) || !(far || keeper.is_due(&place, chained))) {
             return Ok(());
         }
         self.write_records_at(place).await
@@ -52,7 +53,15 @@ impl Applier {
             self.outbox.append_record(lane, slot, &record);
         }
         keeper.wrote(place);
+        self.recorded_commands = self.stands.commands;
         self.send_all().await
+    }
+
+    /// Marks lie no more commands apart than this, and records not much more: what lies behind the last record is
+    /// sent again after a kill, though it may stand.
+    pub(super) fn stride(&self) -> u64 {
+        let window = self.setup.lane.commands() * self.outbox.lanes();
+        u64::try_from(window / 8).unwrap_or(u64::MAX).max(1)
     }
 
     /// Where the snapshot stands on the target.

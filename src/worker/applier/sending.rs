@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::telling::tell;
 use super::{Applier, Interrupted, PLACES, Stage, Work};
 use crate::api::plan::ExistingKeys;
+use crate::loss::Loss;
 use crate::source::replication::Acknowledged;
 use crate::target::keys::RecordPlace;
 use crate::target::lane::Batch;
@@ -15,6 +16,8 @@ use crate::worker::progress::Quarantined;
 use crate::worker::repair::{ChainedBatch, Fatal, Findings, Reading, Refusal, examine, examine_chained};
 use crate::worker::stream::Barrier;
 
+/// How long is waited at most before the limits are looked at again.
+const PACE: Duration = Duration::from_millis(100);
 /// How long a lost lane waits for the answers of the others.
 const OTHERS: Duration = Duration::from_secs(2);
 /// Refusals that are logged one by one; of more, the 2nd, 4th, 8th and so on.
@@ -81,13 +84,19 @@ impl Applier {
     }
 
     pub(super) async fn send_full(&mut self) -> Result<(), Interrupted> {
+        let mut sent = false;
         while let Some(lane) = self.outbox.full() {
             if !self.may_send() {
                 return Ok(());
             }
             self.send(lane).await?;
+            sent = true;
             // Commands met a moving slot: nothing may overtake them.
             self.mend().await?;
+        }
+        // Where little goes out, marks by bytes are far apart: nobody would see that anything moves.
+        if sent && self.setup.lane.pace().is_limited() {
+            self.flush().await?;
         }
         Ok(())
     }
@@ -100,6 +109,7 @@ impl Applier {
         self.send_all().await?;
         if self.may_mark() && self.position() > self.marked {
             self.marked = self.position();
+            self.marked_commands = self.commands;
             let place = self.place();
             self.outbox.mark(place);
             self.advance();
@@ -115,6 +125,7 @@ impl Applier {
     }
 
     pub(super) async fn send(&mut self, lane: usize) -> Result<(), Interrupted> {
+        self.outbox.set_bulk(matches!(self.work, Work::Snapshot { .. }));
         let mut record = Vec::new();
         if self.outbox.is_chained()
             && let Some(keeper) = &mut self.keeper
@@ -137,6 +148,7 @@ impl Applier {
     }
 
     pub(super) async fn send_batch(&mut self, lane: usize, batch: Batch) -> Result<(), Interrupted> {
+        self.keep_pace(batch.bytes.len() as u64).await;
         self.numbers.sent_bytes += batch.bytes.len() as u64;
         let mut heard = Vec::new();
         let sent = self.outbox.send(lane, batch, &mut heard).await;
@@ -150,13 +162,39 @@ impl Applier {
         self.check_lost().await
     }
 
+    /// Waits until a batch of so many bytes may go, as `limits` say. The limits may change meanwhile.
+    async fn keep_pace(&mut self, bytes: u64) {
+        let done = self.keys + self.commands;
+        let keys = done.saturating_sub(self.paced);
+        self.paced = done;
+        if !self.setup.lane.pace().is_limited() {
+            self.outbox.limit_batches(u64::MAX, u64::MAX);
+            return;
+        }
+        loop {
+            let wait = self.setup.lane.pace().wait();
+            if wait.is_zero() {
+                break;
+            }
+            tokio::time::sleep(wait.min(PACE)).await;
+            self.publish();
+        }
+        let pace = self.setup.lane.pace();
+        pace.spend(bytes, keys);
+        let (commands, bytes) = pace.batch();
+        self.outbox.limit_batches(commands, bytes);
+    }
+
     /// One unit of a chain, because one of those around it is not taken.
     pub(super) async fn send_alone(&mut self, end: u64) -> Result<(), Interrupted> {
         self.flush().await?;
         self.wait_answers().await?;
         self.check_lost().await?;
         self.advance();
-        self.alone_from = end;
+        // A transaction is refused as a whole, and left out as one.
+        if self.is_between() {
+            self.alone_from = end;
+        }
         Ok(())
     }
 
@@ -195,12 +233,13 @@ impl Applier {
             }
             ChainedBatch::Refused(refused) => {
                 let end = self.position();
+                // One that was under way behind another that is not taken was not sent alone.
+                let alone = end <= self.careful_until && self.lost.is_none();
                 let why = refused.first().map(|refusal| format!("{}: {}", refusal.command, refusal.error));
                 self.lost.get_or_insert(why.unwrap_or_default());
-                if end > self.careful_until {
+                if !alone {
                     // Which of the units it was shows when they go one by one.
-                    self.careful_until = end;
-                    self.alone_from = self.stands.position;
+                    self.careful_until = self.careful_until.max(end);
                     return Ok(());
                 }
                 self.left_out = Some((self.alone_from, end));
@@ -330,8 +369,18 @@ impl Applier {
         self.left_out.is_some_and(|(from, to)| from < end && end <= to)
     }
 
+    /// What the target cannot hold of data that it has otherwise.
+    pub(super) fn lost(&mut self, kind: Loss, times: u64) {
+        let count = self.numbers.kinds.entry(kind).or_default();
+        if *count == 0 {
+            tracing::warn!(shard = %self.setup.shard, "the target cannot hold {kind}: the data go without them");
+        }
+        *count += times;
+    }
+
     pub(super) fn refuse(&mut self, db: u64, refusal: Refusal) -> Result<(), WorkerError> {
         self.numbers.quarantined += 1;
+        *self.numbers.kinds.entry(refusal.kind).or_default() += 1;
         let count = self.numbers.quarantined;
         let last = format!("{}: {}", refusal.command, refusal.error);
         if count <= LOGGED_REFUSALS || count.is_power_of_two() {
@@ -351,7 +400,7 @@ impl Applier {
 pub(super) fn undirected(error: DirectError) -> Interrupted {
     match error {
         DirectError::Fence(error) => WorkerError::Fenced(error.to_string()).into(),
-        DirectError::Newcomer { .. } => Interrupted::Lost(error.to_string()),
+        DirectError::Newcomer { .. } | DirectError::Adrift { .. } => Interrupted::Lost(error.to_string()),
         error => WorkerError::Target(error.to_string()).into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Applier, Place, Stage};
+use super::{Applier, Filtered, Place, Stage};
 use crate::rdb::Decoder;
 use crate::rdb::checksum::Crc;
 use crate::worker::stream::StreamPlace;
@@ -36,7 +36,8 @@ impl Applier {
         };
         self.origin = Some(origin);
         self.taken_up = true;
-        self.stands = Place { position, stage, keys, keys_total, commands: 0 };
+        let filtered = Filtered::default();
+        self.stands = Place { position, stage, keys, expired: 0, keys_total, commands: 0, filtered };
         self.go_on_from_stands();
         self.reader.applied(position);
         self.publish();

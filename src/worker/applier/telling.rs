@@ -1,8 +1,9 @@
 //! Where the applier stands, for those who ask.
 
+use std::time::Instant;
+
 use super::{Applier, Place, Stage, Work};
-use crate::clock::unix_millis;
-use crate::worker::progress::{Numbers, ShardPhase, ShardProgress};
+use crate::worker::progress::{self, Numbers, ShardPhase, ShardProgress, Told};
 use crate::worker::{Checkpoint, Stopped};
 
 impl Applier {
@@ -49,8 +50,8 @@ impl Applier {
             }
             Work::Stream(stream) => Stage::Stream(stream.place.clone()),
         };
-        let Self { keys, commands, .. } = *self;
-        Place { position, stage, keys, keys_total: self.numbers.keys_total, commands }
+        let Self { keys, expired, commands, filtered, .. } = *self;
+        Place { position, stage, keys, expired, keys_total: self.numbers.keys_total, commands, filtered }
     }
 
     /// Where things stand, for another run.
@@ -77,25 +78,21 @@ impl Applier {
 
     /// Bytes that do not stand on the target, and the age of the oldest in ms.
     pub(super) fn lag(&self) -> (u64, u64) {
-        let bytes = self.reader.gauges().end.saturating_sub(self.stands.position);
-        match self.reader.arrived(self.stands.position) {
-            Some(arrived) if bytes > 0 => (bytes, unix_millis().saturating_sub(arrived)),
-            _ => (bytes, 0),
-        }
+        let stands = self.stands.position;
+        progress::lag(self.reader.gauges().end, stands, self.reader.arrived(stands))
     }
 
     pub(super) fn publish(&mut self) {
         let spool = self.reader.gauges();
-        let replication_id = self.replication_id();
-        let lag = self.lag();
+        let (replication_id, stands) = (self.replication_id(), self.stands.position);
         let numbers = &mut self.numbers;
         numbers.keys = self.stands.keys;
+        numbers.keys_expired = self.stands.expired;
         numbers.commands = self.stands.commands;
+        numbers.keys_filtered = self.stands.filtered.keys + self.progress.scan.now().left_out;
+        numbers.commands_filtered = self.stands.filtered.commands;
         numbers.batches = self.outbox.batches;
-        numbers.spool_memory = spool.memory_bytes;
-        numbers.spool_disk = spool.disk_bytes;
-        numbers.spool_full = spool.full;
-        numbers.why_full = spool.why_full;
+        numbers.of_spool(spool, stands, self.reader.arrived(stands));
         numbers.replication_id = replication_id;
         numbers.snapshot_read = self.stream_at.unwrap_or(self.base + self.at as u64);
         numbers.phase = match (&self.stands.stage, &self.origin) {
@@ -103,14 +100,15 @@ impl Applier {
             (Stage::Snapshot { .. }, _) => ShardPhase::FullSync,
             (Stage::Stream(_), _) => ShardPhase::IncrementalSync,
         };
-        (numbers.lag_bytes, numbers.lag_millis) = lag;
         if let Stage::Stream(_) = self.stands.stage {
-            numbers.applied_offset = self.stands.position as i64 + self.offset_shift;
+            numbers.applied_offset = stands as i64 + self.offset_shift;
             numbers.received_offset = spool.end as i64 + self.offset_shift;
         } else {
             numbers.applied_offset = 0;
             numbers.received_offset = 0;
         }
+        numbers.told =
+            Some(Told { when: Instant::now(), history: self.reader.history(), end: spool.end, stands });
         self.progress.numbers.send_replace(numbers.clone());
         self.published = self.moment.now;
     }

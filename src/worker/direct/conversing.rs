@@ -43,6 +43,9 @@ impl Direct<'_> {
                     }
                     (self.waiting)(&error.to_string());
                     backoff.wait().await;
+                    if matches!(self.router, Router::Single) {
+                        return Err(DirectError::Adrift { address, why: error.to_string() });
+                    }
                     self.refresh().await?;
                     continue;
                 }
@@ -73,6 +76,12 @@ impl Direct<'_> {
                         Box::pin(self.run(Place::Lane(lane), db, frames, count)).await?;
                     }
                     return Ok(Vec::new());
+                }
+                (ReplyVerdict::ReadOnly, _) if matches!(self.router, Router::Single) => {
+                    let why = String::from_utf8_lossy(text).into_owned();
+                    (self.waiting)(&format!("{address}: {why}"));
+                    backoff.wait().await;
+                    return Err(DirectError::Adrift { address, why });
                 }
                 (_, Next::RetryLater | Next::RetryUntilOperator) => {
                     (self.waiting)(&format!("{address}: {}", String::from_utf8_lossy(text)));

@@ -21,6 +21,8 @@ pub struct Kept {
     guards: Vec<u64>,
     /// No guard lies behind this position.
     guarded_to: u64,
+    /// By slot, where the last unit ends that was sent with a guard; empty: none was.
+    sent_guarded: Vec<u64>,
 }
 
 impl Kept {
@@ -28,7 +30,35 @@ impl Kept {
         let (at, chain) = (names.at(0), names.chain());
         let epoch = (names.epoch(0), epoch.to_string().into_bytes());
         let guards = Vec::new();
-        Self { names, history, shift: 0, at, chain, epoch, chained: false, guards, guarded_to: 0 }
+        Self {
+            names,
+            history,
+            shift: 0,
+            at,
+            chain,
+            epoch,
+            chained: false,
+            guards,
+            guarded_to: 0,
+            sent_guarded: Vec::new(),
+        }
+    }
+
+    /// A unit of the slot goes out with its guard.
+    pub(super) fn send_guarded(&mut self, slot: u16, end: u64) {
+        self.sent_guarded.resize(usize::from(SLOT_COUNT), 0);
+        if let Some(sent) = self.sent_guarded.get_mut(usize::from(slot)) {
+            *sent = end;
+        }
+    }
+
+    /// Where the last unit of the slot ends that went out with its guard.
+    pub(super) fn sent_guarded(&self, slot: u16) -> u64 {
+        self.sent_guarded.get(usize::from(slot)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn forget_sent(&mut self) {
+        self.sent_guarded.clear();
     }
 
     /// `guards`: slot, history and offset, as they were found on the target.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::target::keys::KeyNames;
 use crate::target::lane::ExceptionKind;
 
 fn outbox(lanes: usize) -> Outbox<&'static str> {
@@ -35,6 +36,22 @@ fn a_mark_waits_for_every_batch_before_it_and_for_none_behind() {
     assert_eq!(outbox.reached(), None);
     outbox.answered(0, Batch { sequence: 1, ..Batch::default() });
     assert_eq!(outbox.reached(), Some("twenty"));
+}
+
+#[test]
+fn nothing_overtakes_a_guarded_unit_of_its_slot() {
+    let mut outbox = outbox(1);
+    outbox.kept = Some(Kept::new(KeyNames::new("u", "0"), 1, 7));
+    assert!(!outbox.follows_guarded(0, 5));
+    outbox.append(0, 0, (b"*1\r\n$4\r\nPING\r\n", 1), Some(5), 40);
+    // Neither while it is gathered nor while it is under way.
+    assert!(outbox.follows_guarded(0, 5) && !outbox.follows_guarded(0, 6));
+    let batch = outbox.take_batch(0, 50, b"").unwrap();
+    assert!(outbox.follows_guarded(0, 5));
+    assert!(matches!(outbox.hear(moved(0, batch)), Heard::Trouble(_)));
+    assert!(outbox.follows_guarded(0, 5));
+    outbox.answered(0, Batch { sequence: 1, ..Batch::default() });
+    assert!(!outbox.follows_guarded(0, 5));
 }
 
 #[test]

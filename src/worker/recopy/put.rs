@@ -1,11 +1,11 @@
 //! Values as DUMP gives them, as commands for the target (PURE).
 
-use crate::rdb::{Dialect, KeyRecord, hold_fields, parse_dump, value_to_commands};
+use crate::rdb::compat::Fit;
+use crate::rdb::{Dialect, KeyRecord, NotRecoded, hold_fields, parse_dump, value_to_commands};
 use crate::resp::encode_command;
 use crate::resp::frame::each_frame;
-use crate::slot::{slot, tag_for_slot};
 use crate::version::Flavor;
-use crate::worker::snapshot::{SnapshotRules, restore};
+use crate::worker::snapshot::{SnapshotRules, fitting, restore};
 
 /// What the source holds under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Writing {
     /// Take effect together.
     pub frames: Vec<u8>,
     pub count: u32,
+    /// The target cannot hold the expiries of its fields.
+    pub lossy: bool,
 }
 
 impl Writing {
@@ -52,23 +54,28 @@ impl Writer<'_> {
             return Ok(writing);
         };
         let dump = parse_dump(&value.payload).map_err(|error| error.to_string())?;
-        if !self.rules.format.can_load(dump.type_byte, self.flavor) {
-            return Err(format!("the target cannot load RDB type {}", dump.type_byte));
-        }
         if value.payload.len() as u64 > self.max_restore_bytes {
+            if let Fit::Never(kind) = self.rules.format.fit(dump.type_byte, self.flavor) {
+                return Err(NotRecoded::NoEquivalent(kind).to_string());
+            }
             return self.write_large(key, dump.type_byte, dump.value, value.expire_at);
         }
-        let mut held = Vec::new();
-        let fields =
-            self.rules.holding.fields && hold_fields(dump.type_byte, dump.value, self.flavor, &mut held);
         let record = KeyRecord {
             key,
             expire_at_ms: value.expire_at.map(|at| self.rules.holding.key(at)),
             idle_seconds: None,
             lfu: None,
             type_byte: dump.type_byte,
-            value: if fields { &held } else { dump.value },
+            value: dump.value,
         };
+        let mut recoded = Vec::new();
+        let (record, flavor, lossy) = fitting(&record, self.flavor, &self.rules.format, &mut recoded)
+            .map_err(|error| error.to_string())?;
+        let mut held = Vec::new();
+        let fields =
+            self.rules.holding.fields && hold_fields(record.type_byte, record.value, flavor, &mut held);
+        let record = KeyRecord { value: if fields { &held } else { record.value }, ..record };
+        writing.lossy = lossy;
         writing.count = restore(&record, &self.rules.format, true, self.now_ms, &mut writing.frames);
         Ok(writing)
     }
@@ -80,9 +87,9 @@ impl Writer<'_> {
         value: &[u8],
         expire_at: Option<i64>,
     ) -> Result<Writing, String> {
-        let tag = tag_for_slot(slot(key));
-        let stage = format!("redis-migration:{{{tag}}}:load:{}", self.rules.stage).into_bytes();
-        let mut writing = Writing::default();
+        let stage = self.rules.stage_of(key);
+        let lossy = self.rules.dialect.loses_field_expiry(type_byte);
+        let mut writing = Writing { lossy, ..Writing::default() };
         let mut frames = Vec::new();
         let dialect = Dialect { holding: self.rules.holding, ..self.rules.dialect };
         encode_command(&[b"DEL".as_slice(), &stage], &mut frames);
@@ -116,6 +123,8 @@ mod tests {
             replay: false,
             stage: "s".to_owned(),
             holding: Holding::default(),
+            drop_expired: false,
+            databases: None,
         };
         let writer = Writer { rules: &rules, flavor: Flavor::Redis, now_ms: 1000, max_restore_bytes: max };
         let writing = writer.write(b"k", value.as_ref())?;
@@ -162,7 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_target_cannot_load_is_named() {
-        assert!(write(5, 100, value(21, None)).unwrap_err().contains("RDB type 21"));
+    fn what_the_target_cannot_have_is_named() {
+        assert!(write(3, 100, value(21, None)).unwrap_err().contains("the target cannot have streams"));
+        assert!(write(3, 4, value(21, None)).unwrap_err().contains("the target cannot have streams"));
     }
 }

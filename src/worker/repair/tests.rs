@@ -15,7 +15,8 @@ pub(crate) fn trouble(commands: &[&[&str]], errors: &[(u32, &str)]) -> Trouble {
             kind: ExceptionKind::Error(text.as_bytes().to_vec()),
         })
         .collect();
-    let batch = Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0), head: 0 };
+    let batch =
+        Batch { bytes, commands: commands.len() as u32, sequence: 1, db: Some(0), head: 0, bulk: false };
     Trouble { lane: 2, batch, exceptions }
 }
 

@@ -86,7 +86,8 @@ impl Stream {
             let spec = lookup(args.name()).or_else(|| to.rules.dynamic.lookup(&args));
             // A key may have been spoiled since the command was held.
             if let Some(spec) = spec
-                && (to.gate.is_open() || to.gate.admits(spec, &args, db))
+                // The script may have named keys of other slots; with one, no key is ever spoiled.
+                && (to.script.is_some() || to.gate.is_open() || to.gate.admits(spec, &args, db))
             {
                 let first = arg_spans.len();
                 arg_spans.extend_from_slice(&spans);

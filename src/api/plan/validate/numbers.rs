@@ -3,7 +3,8 @@
 use super::Validation;
 use crate::api::plan::{CutoverPlan, FailurePolicyPlan, LimitsPlan, VerificationPlan};
 use crate::api::quantity::Quantity;
-use crate::api::spec::{Cutover, FailurePolicy, Limits, Verification};
+use crate::api::spec::{Cutover, FailurePolicy, Limits, SourceLimits, Verification};
+use crate::source::pressure::PressureLimits;
 
 impl Validation<'_> {
     pub(super) fn limits(&mut self, limits: &Limits) -> LimitsPlan {
@@ -21,19 +22,49 @@ impl Validation<'_> {
                 64 << 10,
                 512 << 20,
             ),
+            bytes_per_second: self.ranged("spec.limits.bytesPerSecond", limits.bytes_per_second, 0, i64::MAX),
+            keys_per_second: self.ranged("spec.limits.keysPerSecond", limits.keys_per_second, 0, i64::MAX),
+            parallel_shards: self.ranged("spec.limits.parallelShards", limits.parallel_shards, 0, i64::MAX),
+            source: self.source_limits(&limits.source),
             spool_memory: self.size("spec.limits.spoolMemory", &limits.spool_memory, 1 << 20, 1 << 40),
             spool_disk: self.size("spec.limits.spoolDisk", &limits.spool_disk, 0, i64::MAX as u64),
             spool_retain: self.size("spec.limits.spoolRetain", &limits.spool_retain, 0, i64::MAX as u64),
         }
     }
 
+    fn source_limits(&mut self, limits: &SourceLimits) -> PressureLimits {
+        let SourceLimits { max_latency_millis, max_fork_memory_percent, max_output_buffer } = limits;
+        let path = "spec.limits.source";
+        PressureLimits {
+            latency_millis: self.ranged(
+                &format!("{path}.maxLatencyMillis"),
+                *max_latency_millis,
+                0,
+                i64::MAX,
+            ),
+            fork_memory_percent: self.ranged(
+                &format!("{path}.maxForkMemoryPercent"),
+                *max_fork_memory_percent,
+                0,
+                100,
+            ),
+            output_buffer: self.size(
+                &format!("{path}.maxOutputBuffer"),
+                max_output_buffer,
+                0,
+                i64::MAX as u64,
+            ),
+        }
+    }
+
     pub(super) fn verification(&mut self, verification: &Verification) -> VerificationPlan {
-        let Verification { mode, sample_percent, rounds, max_differences, repair: _ } = verification;
+        let Verification { mode, sample_percent, rounds, max_differences, repair } = verification;
         VerificationPlan {
             mode: *mode,
             sample_percent: self.ranged("spec.verification.samplePercent", *sample_percent, 1, 100),
             rounds: self.ranged("spec.verification.rounds", *rounds, 1, 100),
             max_differences: self.ranged("spec.verification.maxDifferences", *max_differences, 0, i64::MAX),
+            repair: *repair,
         }
     }
 

@@ -1,0 +1,41 @@
+//! All integration tests in one program: it is linked once, and tests that wait for something leave the
+//! processors to others.
+
+mod chaos;
+mod chart;
+mod chart_install;
+mod chart_operator;
+mod clouds;
+mod command_line;
+mod cutover;
+mod damaged_snapshot;
+mod definition;
+mod expiry;
+mod failover;
+mod file_roads;
+mod file_slots;
+mod files;
+mod filters;
+mod full_sync;
+mod gitops;
+mod harness;
+mod image;
+mod kubelet;
+mod limits;
+mod lua;
+mod operator;
+mod operator_cutover;
+mod operator_outage;
+mod operator_shards;
+mod preflight;
+mod readme;
+mod recover;
+mod refusals;
+mod resharding;
+mod restart;
+mod scan;
+mod scan_usage;
+mod security;
+mod shapes;
+mod traffic;
+mod versions;

@@ -1,0 +1,251 @@
+//! Writing a file that appears under its name only when it is whole.
+
+use std::path::{Path as FsPath, PathBuf};
+
+use bytes::Bytes;
+use object_store::{ObjectStoreExt, WriteMultipart};
+use tokio::fs;
+use tokio::io::AsyncWriteExt;
+
+use super::store::{self, Opened};
+use super::{FileUri, ObjectError, StoreCredentials, find};
+use crate::rdb::checksum::Crc;
+
+/// Bytes of a part, and parts that are under way at once.
+const PART: usize = 8 << 20;
+const PARTS: usize = 2;
+
+/// Where a file is to stand.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    pub uri: FileUri,
+    credentials: StoreCredentials,
+    replace: bool,
+    /// Not named before it was read again and was what was written.
+    read_back: bool,
+}
+
+/// A file that is being written.
+pub struct Draft {
+    destination: Destination,
+    to: To,
+    /// Length and checksum, where it is to be read back.
+    written: Option<(u64, Crc)>,
+}
+
+enum To {
+    Local { file: fs::File, draft: PathBuf, path: PathBuf },
+    Store { upload: WriteMultipart, opened: Opened },
+}
+
+impl Destination {
+    pub fn new(uri: FileUri, credentials: StoreCredentials, replace: bool, read_back: bool) -> Self {
+        Self { uri, credentials, replace, read_back }
+    }
+
+    /// Nothing stands in the way of a file there, as far as it can be told. Leaves nothing behind.
+    pub async fn check(&self) -> Result<(), ObjectError> {
+        self.is_free().await?;
+        // That it may be written shows only when it is. Another run may just be writing.
+        match self.begin_as("check").await?.to {
+            To::Local { draft, file, .. } => {
+                drop(file);
+                let removed = fs::remove_file(&draft).await;
+                removed.map_err(|error| ObjectError::file(&self.uri, error))
+            }
+            To::Store { upload, .. } => {
+                upload.abort().await.map_err(|error| ObjectError::store(&self.uri, &error))
+            }
+        }
+    }
+
+    async fn is_free(&self) -> Result<(), ObjectError> {
+        if self.replace {
+            return Ok(());
+        }
+        let there = match store::open(&self.uri, &self.credentials).await? {
+            Some(Opened { store, path }) => match store.head(&path).await {
+                Ok(_) => true,
+                Err(object_store::Error::NotFound { .. }) => false,
+                Err(error) => return Err(ObjectError::store(&self.uri, &error)),
+            },
+            None => {
+                let FileUri::Local(path) = &self.uri else { return Ok(()) };
+                let there = fs::try_exists(path).await;
+                there.map_err(|error| ObjectError::file(&self.uri, error))?
+            }
+        };
+        if there { Err(ObjectError::Exists { uri: self.uri.clone() }) } else { Ok(()) }
+    }
+
+    pub async fn begin(&self) -> Result<Draft, ObjectError> {
+        self.begin_as("part").await
+    }
+
+    async fn begin_as(&self, what: &str) -> Result<Draft, ObjectError> {
+        let to = match (store::open(&self.uri, &self.credentials).await?, &self.uri) {
+            (Some(opened), uri) => {
+                let upload = opened.store.put_multipart(&opened.path).await;
+                let upload = upload.map_err(|error| ObjectError::store(uri, &error))?;
+                To::Store { upload: WriteMultipart::new_with_chunk_size(upload, PART), opened }
+            }
+            (None, uri) => {
+                let path = match uri {
+                    FileUri::Local(path) => PathBuf::from(path),
+                    // Not reached: `open` knows all others.
+                    other => PathBuf::from(other.name()),
+                };
+                let draft = beside(&path, what);
+                // What an earlier run left half written goes.
+                let file = fs::File::create(&draft).await.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => ObjectError::File {
+                        uri: uri.clone(),
+                        source: std::io::Error::new(error.kind(), "there is no such folder; make it first"),
+                    },
+                    _ => ObjectError::file(uri, error),
+                })?;
+                To::Local { file, draft, path }
+            }
+        };
+        let written = self.read_back.then(|| (0, Crc::new()));
+        Ok(Draft { destination: self.clone(), to, written })
+    }
+}
+
+impl Draft {
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ObjectError> {
+        if let Some((size, crc)) = &mut self.written {
+            *size += bytes.len() as u64;
+            crc.update(&bytes);
+        }
+        let uri = &self.destination.uri;
+        match &mut self.to {
+            To::Local { file, .. } => {
+                file.write_all(&bytes).await.map_err(|error| ObjectError::file(uri, error))
+            }
+            To::Store { upload, .. } => {
+                let room = upload.wait_for_capacity(PARTS).await;
+                room.map_err(|error| ObjectError::store(uri, &error))?;
+                upload.put(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the file its name. `goes_on` is told how many bytes were read back, and says whether to go on: false
+    /// then, and nothing is left.
+    pub async fn finish(self, mut goes_on: impl FnMut(u64) -> bool) -> Result<bool, ObjectError> {
+        if let Err(error) = self.destination.is_free().await {
+            self.abort().await;
+            return Err(error);
+        }
+        let Self { destination, to, written } = self;
+        let (uri, replace) = (&destination.uri, destination.replace);
+        let written = written.map(|(size, crc)| (size, crc.value()));
+        match to {
+            To::Local { mut file, draft, path } => {
+                let named = async {
+                    let failed = |error| ObjectError::file(uri, error);
+                    file.flush().await.map_err(failed)?;
+                    file.sync_all().await.map_err(failed)?;
+                    drop(file);
+                    if let Some(written) = written {
+                        let draft = FileUri::Local(draft.display().to_string());
+                        if !read_back(&draft, &destination, written, &mut goes_on).await? {
+                            return Ok(false);
+                        }
+                    }
+                    let named = name_it(&draft, &path, replace).await.map_err(|error| match error.kind() {
+                        std::io::ErrorKind::AlreadyExists => ObjectError::Exists { uri: uri.clone() },
+                        _ => failed(error),
+                    });
+                    named.map(|()| true)
+                };
+                let named = named.await;
+                if !matches!(named, Ok(true)) {
+                    let _ = fs::remove_file(&draft).await;
+                }
+                named
+            }
+            To::Store { upload, opened } => {
+                let finished = upload.finish().await;
+                finished.map_err(|error| ObjectError::store(uri, &error))?;
+                let Some(written) = written else { return Ok(true) };
+                let same = read_back(uri, &destination, written, &mut goes_on).await;
+                if matches!(same, Ok(false) | Err(ObjectError::ReadBack { .. }))
+                    && let Err(error) = opened.store.delete(&opened.path).await
+                {
+                    let error = ObjectError::store(uri, &error);
+                    tracing::error!(%error, "a file that is damaged, or was not read back, stays where it was written");
+                }
+                same
+            }
+        }
+    }
+
+    /// Leaves nothing behind.
+    pub async fn abort(self) {
+        let uri = self.destination.uri;
+        match self.to {
+            To::Local { file, draft, .. } => {
+                drop(file);
+                if let Err(error) = fs::remove_file(&draft).await {
+                    tracing::warn!(%error, file = %draft.display(), "a file that is not whole stays");
+                }
+            }
+            To::Store { upload, .. } => {
+                if let Err(error) = upload.abort().await {
+                    let error = ObjectError::store(&uri, &error);
+                    tracing::warn!(%error, "parts of a file that is not whole stay in the store");
+                }
+            }
+        }
+    }
+}
+
+/// Where the file is until it is whole: on the same disk, and not taken for one that is.
+fn beside(path: &FsPath, what: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{what}"))
+}
+
+async fn name_it(draft: &FsPath, path: &FsPath, replace: bool) -> std::io::Result<()> {
+    if replace {
+        fs::rename(draft, path).await?;
+    } else {
+        // A link never takes the place of what has appeared there meanwhile.
+        match fs::hard_link(draft, path).await {
+            Ok(()) => fs::remove_file(draft).await?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems know no links.
+            Err(_) => fs::rename(draft, path).await?,
+        }
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(FsPath::new(".")).to_owned();
+    // The name, too, has to outlive a power loss.
+    fs::File::open(folder).await?.sync_all().await
+}
+
+/// False: it is not to be read to its end. An error where it is not what was written (length and checksum).
+async fn read_back(
+    uri: &FileUri,
+    destination: &Destination,
+    written: (u64, u64),
+    goes_on: &mut impl FnMut(u64) -> bool,
+) -> Result<bool, ObjectError> {
+    let found = find(uri, &destination.credentials).await?;
+    let Some(file) = found.first() else { return Err(ObjectError::NotFound { uri: uri.clone() }) };
+    let (mut chunks, mut crc, mut size) = (file.chunks(0), Crc::new(), 0);
+    while let Some(chunk) = chunks.next().await? {
+        crc.update(&chunk);
+        size += chunk.len() as u64;
+        if !goes_on(size) {
+            return Ok(false);
+        }
+    }
+    if (size, crc.value()) != written {
+        return Err(ObjectError::ReadBack { uri: destination.uri.clone() });
+    }
+    Ok(true)
+}
