@@ -9,7 +9,7 @@ use crate::client::{array, bytes};
 use crate::compare::{Report, Rules, wait_equal_with};
 use crate::load::{Load, Writer};
 use crate::tool::Finished;
-use crate::{Endpoint, Manifest, Server, Tool, args, wait_until};
+use crate::{Endpoint, Manifest, Server, Tool, wait_until};
 
 /// Long enough for two busy cores; what takes this long is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
