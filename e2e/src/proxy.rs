@@ -46,7 +46,8 @@ struct Awaited {
 
 #[derive(Default)]
 struct Control {
-    stalled: bool,
+    /// Up, and down.
+    stalled: [bool; 2],
     /// Bytes a second, for each connection and way.
     limit: Option<u64>,
     /// All connections break once so many more bytes went up, or down.
@@ -108,7 +109,12 @@ impl Proxy {
 
     /// Holds back everything, connections staying open, until called with `false`.
     pub fn stall(&self, stalled: bool) {
-        self.shared.set(|control| control.stalled = stalled);
+        self.shared.set(|control| control.stalled = [stalled; 2]);
+    }
+
+    /// Holds back what goes one way, until `stall(false)`.
+    pub fn stall_way(&self, way: Way) {
+        self.shared.set(|control| control.stalled[way as usize] = true);
     }
 
     /// Forwards so many bytes a second and no more, on each connection and in each direction.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::keys::{KeyNames, PREFIX, Record, TERRITORY_SLOTS, Territory, parse_guard};
 use super::wipe::{PAGE, page};
+use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::slot::SlotRanges;
@@ -21,6 +22,8 @@ pub struct NodeState {
     /// Several for a slot where there are several databases.
     pub guards: Vec<Guard>,
     pub territories: Vec<Territory>,
+    /// Guards may lie behind commands that do not stand; see [`may_have_refused`].
+    pub doubtful: bool,
 }
 
 /// Slot, history, offset.
@@ -128,6 +131,43 @@ async fn value(
     Ok(reply.bytes().map(|bytes| bytes.to_vec()))
 }
 
+/// True when a node of a cluster may have refused a command for a moment, and taken a later one, at some time
+/// since `since` (Unix ms): the later one's guard then says that both stand.
+///
+/// INFO tells of all errors since the node's start (from Redis 6.2 on).
+pub async fn may_have_refused(connection: &mut Connection, since: u64) -> Result<bool, ConnectionError> {
+    let info = connection.query_text(&[b"INFO"]).await?;
+    Ok(tells_of_refusals(&info, unix_millis().saturating_sub(since) / 1000))
+}
+
+/// `age`: seconds that are of interest.
+fn tells_of_refusals(info: &str, age: u64) -> bool {
+    let mut uptime = None;
+    let mut counts_errors = false;
+    for line in info.lines() {
+        let line = line.trim();
+        counts_errors |= line.eq_ignore_ascii_case("# errorstats");
+        let Some((name, value)) = line.split_once(':') else { continue };
+        if name == "uptime_in_seconds" {
+            uptime = value.parse::<u64>().ok();
+        } else if let Some(code) = name.strip_prefix("errorstat_")
+            && (is_momentary(code) || code.starts_with("ERRORSTATS"))
+        {
+            return true;
+        }
+    }
+    // One that was promoted since does not know what the master before it refused.
+    let promoted = !ServerInfo::parse(info).former_replication_id.is_empty();
+    !counts_errors || promoted || uptime.is_none_or(|uptime| uptime < age)
+}
+
+/// Of a slot that is moving, some commands are refused and others are not, though not with MOVED: for that it
+/// would have to go and come back.
+fn is_momentary(code: &str) -> bool {
+    let next = ReplyVerdict::of(code.as_bytes()).next();
+    code == "ASK" || matches!(next, Next::RetryLater | Next::RetryUntilOperator)
+}
+
 async fn info(connection: &mut Connection) -> Result<ServerInfo, ConnectionError> {
     Ok(ServerInfo::parse(&connection.query_text(&[b"INFO", b"keyspace"]).await?))
 }
@@ -210,4 +250,28 @@ pub async fn remove(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_that_pass_are_told_from_others() {
+        let info =
+            |errors: &str| format!("# Server\r\nuptime_in_seconds:100\r\n# Errorstats\r\n{errors}\r\n");
+        for code in ["OOM", "MISCONF", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN", "ASK", "ERRORSTATS_OVERFLOW"]
+        {
+            assert!(tells_of_refusals(&info(&format!("errorstat_{code}:count=1")), 100), "{code}");
+        }
+        for code in ["ERR", "MOVED", "WRONGTYPE", "NOSCRIPT", "EXECABORT"] {
+            assert!(!tells_of_refusals(&info(&format!("errorstat_{code}:count=1")), 100), "{code}");
+        }
+        assert!(!tells_of_refusals(&info(""), 100));
+        assert!(tells_of_refusals(&info(""), 101), "it was started again since");
+        let promoted = "master_replid2:8d1b5ba4a0b0d2a0a3b1\r\nsecond_repl_offset:7\r\n";
+        assert!(tells_of_refusals(&info(promoted), 100));
+        assert!(!tells_of_refusals(&info(&format!("master_replid2:{}", "0".repeat(40))), 100));
+        assert!(tells_of_refusals("# Server\r\nuptime_in_seconds:100\r\n", 100), "too old to say");
+    }
 }

@@ -97,6 +97,8 @@ pub struct Keeper {
     recorded_at: Instant,
     /// As found: slot, history, offset.
     pub guards: Vec<(u16, u64, i64)>,
+    /// Behind which there may be commands that do not stand.
+    pub doubtful: bool,
     /// Which slots of the source were followed, as found.
     pub territory: Option<Territory>,
     /// Up to this offset an earlier process may have applied commands.
@@ -136,6 +138,7 @@ impl Keeper {
             recorded: None,
             recorded_at: Instant::now(),
             guards: Vec::new(),
+            doubtful: false,
             territory: None,
             replay_until: 0,
             siblings: setup.siblings.iter().map(|other| KeyNames::new(&setup.uid, other)).collect(),
@@ -166,12 +169,12 @@ impl Keeper {
 
     /// Takes in what the nodes hold.
     fn stand(&mut self, state: NodeState, single: bool) -> Standing {
-        let NodeState { records, guards, territories } = state;
+        let NodeState { records, guards, territories, doubtful } = state;
         let standing = standing(&records, single);
         if let Standing::At(record) = &standing {
             self.barrier = record.barrier;
         }
-        self.guards = guards;
+        (self.guards, self.doubtful) = (guards, doubtful);
         let of_history = territories.into_iter().filter(|territory| territory.history == self.history);
         self.territory = of_history.max_by_key(|territory| territory.version);
         standing
@@ -298,6 +301,13 @@ async fn read_into(
     node: &KeptNode,
 ) -> Result<(), ConnectionError> {
     let found = recovery::read(connection, dialer, fence.names(), node.slots.as_ref()).await?;
+    // On a single server none overtakes another.
+    if node.slots.is_some()
+        && !state.doubtful
+        && let Some(since) = found.guards.iter().map(|(_, history, _)| *history).max()
+    {
+        state.doubtful = recovery::may_have_refused(connection, since).await?;
+    }
     state.records.extend(found.records);
     state.guards.extend(found.guards);
     state.territories.extend(found.territories);

@@ -337,6 +337,12 @@ impl<S> Outbox<S> {
             || slot.zip(self.kept.as_ref()).is_some_and(|(slot, kept)| kept.is_guarded(slot, end))
     }
 
+    /// True when a unit that `is_applied` may not have been, all the same.
+    pub fn is_doubtful(&self, lane: usize, slot: u16, end: u64) -> bool {
+        self.slots.get(lane).is_some_and(|lane| end > lane.skip_to)
+            && self.kept.as_ref().is_some_and(|kept| kept.is_doubtful(slot, end))
+    }
+
     pub fn has_pending(&self) -> bool {
         self.slots.iter().any(|slot| slot.pending.commands > 0)
     }
@@ -549,7 +555,7 @@ impl<S> Outbox<S> {
         }
         if let Some(kept) = &mut self.kept {
             kept.chained = false;
-            kept.set_guards(&[]);
+            kept.set_guards(&[], false);
             kept.forget_sent();
         }
     }

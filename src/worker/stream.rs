@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::outbox::Outbox;
-use super::recopy::gate::Gate;
+use super::recopy::gate::{Gate, keys_of_frames};
 use super::release::Carried;
 use super::route::Router;
 use crate::command::{
@@ -112,6 +112,11 @@ impl<S> Onward<'_, S> {
         if !self.outbox.is_applied(lane, Some(slot), self.end) {
             let guarded = guarded || self.outbox.follows_guarded(lane, slot);
             self.outbox.append(lane, db, (frames, count), guarded.then_some(slot), self.end);
+        } else if self.outbox.is_doubtful(lane, slot, self.end) {
+            let mut keys = Vec::new();
+            let dynamic = &self.rules.dynamic;
+            keys_of_frames(frames, |args| lookup(args.name()).or_else(|| dynamic.lookup(args)), &mut keys);
+            self.gate.doubt(db, keys);
         }
     }
 

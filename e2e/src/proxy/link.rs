@@ -98,7 +98,7 @@ fn admit(shared: &Shared, link: &Link, way: Way, wanted: usize) -> (usize, bool)
         if link.closed.load(SeqCst) {
             return (wanted, false);
         }
-        if control.stalled || link.is_held() {
+        if control.stalled[way as usize] || link.is_held() {
             control = shared.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
             continue;
         }

@@ -1,13 +1,16 @@
 //! Targets that refuse, for a while or for good, and a spool that takes no more.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
 use e2e::compare::wait_equal;
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
+use e2e::proxy::Way;
 use e2e::scenario::{PATIENCE, stop};
 use e2e::tool::condition;
-use e2e::{Manifest, Options, Proxy, Sentinels, Server, Tool, Version, args};
-use serde_json::Value;
+use e2e::{Batch, Cluster, Manifest, Options, Proxy, Sentinels, Server, Tool, Version, args, wait_until};
+use serde_json::{Value, json};
 
 const VERSION: Version = Version::REDIS_7_0;
 
@@ -84,6 +87,45 @@ fn a_target_without_memory_is_waited_for() -> Result<()> {
     wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
     let finished = stop(tool)?;
     assert_eq!(finished.status()?["quarantine"]["commands"], 0);
+    Ok(())
+}
+
+/// A later command of the same slot is taken, and the tool killed before it can know that the one before was not.
+#[test]
+fn what_was_refused_is_not_taken_for_applied_after_a_kill() -> Result<()> {
+    let (source, target) = (source()?, Cluster::start(VERSION, 3, 0)?);
+    let node = target.nodes.get(target.client()?.node_of(b"{t}")?).context("no such node")?;
+    let proxy = Proxy::start(&node.address())?;
+    let manifest = Manifest::between(&source.endpoint(), &target.endpoint())
+        .set("/spec/target/redis/endpointMap", json!({ node.address(): proxy.address() }));
+    let mut tool = Tool::run(&manifest, &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    let folder = Arc::clone(&tool.folder);
+    let (mut from, mut to) = (source.conn()?, node.conn()?);
+    // Known to the next run as where it begins.
+    from.run(args!["INCR", "{t}other"])?;
+    tool.wait_for("nothing to do", PATIENCE, |status| status["replication"]["lagBytes"] == 0)?;
+    proxy.stall_way(Way::Down);
+    to.run(args!["CONFIG", "SET", "maxmemory", "1"])?;
+    from.run(args!["INCR", "{t}refused"])?;
+    wait_until("a refusal", PATIENCE, || Ok(to.info("errorstats", "errorstat_OOM")?.map(drop)))?;
+    to.run(args!["CONFIG", "SET", "maxmemory", "0"])?;
+    // More than waits for the answer.
+    let mut batch = Batch::default();
+    (0..600).for_each(|_| batch.add(args!["INCR", "{t}other"]));
+    from.pipeline(&batch)?;
+    wait_until("what comes behind it", PATIENCE, || {
+        Ok((to.text(args!["GET", "{t}other"])?.parse::<u32>()? > 1).then_some(()))
+    })?;
+    ensure!(to.number(args!["EXISTS", "{t}refused"])? == 0, "it was taken");
+    tool.kill()?;
+    proxy.stall(false);
+    let tool = Tool::run_in(folder, &manifest, &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    from.run(args!["INCR", "{t}refused"])?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    let finished = stop(tool)?;
+    assert_eq!(finished.status()?["replication"]["fullResyncs"], 0);
     Ok(())
 }
 

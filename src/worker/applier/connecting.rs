@@ -262,7 +262,7 @@ impl Applier {
         let (Some(keeper), Some(kept)) = (&self.keeper, &mut self.outbox.kept) else { return };
         kept.shift = self.offset_shift;
         kept.history = keeper.history;
-        kept.set_guards(if keeper.unguarded { &[] } else { &keeper.guards });
+        kept.set_guards(if keeper.unguarded { &[] } else { &keeper.guards }, keeper.doubtful);
     }
 
     /// The stream of an earlier process goes on.

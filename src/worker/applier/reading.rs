@@ -290,6 +290,7 @@ impl Applier {
             let taken = stream.take(&args, &mut onward);
             let lost = std::mem::take(&mut stream.lost_expiries);
             self.at += length;
+            self.settle_doubt()?;
             if lost > 0 {
                 self.lost(Loss::FieldExpiry, lost);
             }

@@ -28,17 +28,34 @@ impl Applier {
     /// Keys, by database of the target, that others overtook which cannot be repeated. They are left alone until
     /// they are copied from the source.
     pub(super) fn spoil(&mut self, keys: HashSet<(u64, Vec<u8>)>, why: &str) -> Result<(), WorkerError> {
+        tracing::info!(shard = %self.setup.shard, keys = keys.len(), why, "left alone until they are copied again");
+        keys.into_iter().for_each(|(db, key)| self.recopy.gate.spoil(db, key));
+        self.wait_for_spoiled(why)
+    }
+
+    /// Commands of an earlier attempt were left out as applied, of which some may not have been.
+    pub(super) fn settle_doubt(&mut self) -> Result<(), WorkerError> {
+        if !self.recopy.gate.take_doubted() {
+            return Ok(());
+        }
+        let why = "the target refused commands for a moment, and which of them is not known";
+        if self.recopy.overtaken.is_none() {
+            tracing::info!(shard = %self.setup.shard, why, "keys that were written last are copied again");
+        }
+        self.wait_for_spoiled(why)
+    }
+
+    /// Nobody may go on from behind this place until all that is spoiled was copied.
+    fn wait_for_spoiled(&mut self, why: &str) -> Result<(), WorkerError> {
         let overtaken = || WorkerError::Overtaken { shard: self.setup.shard.clone(), why: why.to_owned() };
         // In the snapshot no place of the stream is known; and what is not ours cannot be asked for.
         if !self.in_stream() || self.origin.as_ref().is_none_or(|origin| origin.is_unnamed()) {
             return Err(overtaken());
         }
         // Which key of the source a script has given such a name is not known either.
-        if self.script.is_some() || keys.iter().any(|(db, _)| self.source_db_of(*db).is_none()) {
+        if self.script.is_some() || self.recopy.gate.databases().any(|db| self.source_db_of(db).is_none()) {
             return Err(overtaken());
         }
-        tracing::info!(shard = %self.setup.shard, keys = keys.len(), why, "left alone until they are copied again");
-        keys.into_iter().for_each(|(db, key)| self.recopy.gate.spoil(db, key));
         self.recopy.gate.check().map_err(|_| overtaken())?;
         self.recopy.overtaken.get_or_insert_with(Instant::now);
         Ok(())

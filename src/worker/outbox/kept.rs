@@ -19,6 +19,8 @@ pub struct Kept {
     pub(super) chained: bool,
     /// Units of a slot that end here or before were applied by an earlier attempt; empty: none were.
     guards: Vec<u64>,
+    /// Of the units before that of its guard, some may not have been applied.
+    doubtful: bool,
     /// No guard lies behind this position.
     guarded_to: u64,
     /// By slot, where the last unit ends that was sent with a guard; empty: none was.
@@ -39,6 +41,7 @@ impl Kept {
             epoch,
             chained: false,
             guards,
+            doubtful: false,
             guarded_to: 0,
             sent_guarded: Vec::new(),
         }
@@ -61,9 +64,11 @@ impl Kept {
         self.sent_guarded.clear();
     }
 
-    /// `guards`: slot, history and offset, as they were found on the target.
-    pub fn set_guards(&mut self, guards: &[(u16, u64, i64)]) {
+    /// `guards`: slot, history and offset, as they were found on the target. `doubtful`: what is before them may
+    /// have been refused.
+    pub fn set_guards(&mut self, guards: &[(u16, u64, i64)], doubtful: bool) {
         self.guards.clear();
+        self.doubtful = doubtful;
         self.guarded_to = 0;
         for &(slot, history, offset) in guards {
             let position = u64::try_from(offset.saturating_sub(self.shift)).unwrap_or_default();
@@ -80,6 +85,11 @@ impl Kept {
 
     pub(super) fn is_guarded(&self, slot: u16, end: u64) -> bool {
         end <= self.guarded_to && self.guards.get(usize::from(slot)).is_some_and(|guard| end <= *guard)
+    }
+
+    /// Its guard says of the unit that it stands, but was set by a later one.
+    pub(super) fn is_doubtful(&self, slot: u16, end: u64) -> bool {
+        self.doubtful && self.guards.get(usize::from(slot)).is_some_and(|guard| end < *guard)
     }
 
     pub fn offset(&self, position: u64) -> i64 {

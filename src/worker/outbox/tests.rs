@@ -67,6 +67,22 @@ fn answers_to_an_ended_history_do_not_let_commands_of_the_next_be_skipped() {
     assert!(!outbox.is_applied(0, None, 51));
 }
 
+/// The guard's own unit stands for certain; one before it may have been refused, unless its lane told that it was
+/// not.
+#[test]
+fn what_is_before_a_guard_may_be_in_doubt() {
+    let mut outbox = outbox(1);
+    outbox.kept = Some(Kept::new(KeyNames::new("u", "0"), 1, 7));
+    for doubtful in [true, false] {
+        outbox.kept.as_mut().unwrap().set_guards(&[(5, 7, 60)], doubtful);
+        assert!(outbox.is_applied(0, Some(5), 60) && outbox.is_applied(0, Some(5), 59));
+        assert_eq!((outbox.is_doubtful(0, 5, 59), outbox.is_doubtful(0, 5, 60)), (doubtful, false));
+    }
+    outbox.kept.as_mut().unwrap().set_guards(&[(5, 7, 60)], true);
+    outbox.slots[0].skip_to = 50;
+    assert!(!outbox.is_doubtful(0, 5, 50) && outbox.is_doubtful(0, 5, 51));
+}
+
 #[test]
 fn commands_of_an_ended_history_are_not_sent_again_over_the_next() {
     let mut outbox = outbox(1);

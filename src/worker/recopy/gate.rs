@@ -26,6 +26,8 @@ pub struct Gate {
     spoiled: BTreeMap<u64, HashSet<Vec<u8>>>,
     count: usize,
     bytes: usize,
+    /// Some were spoiled by `doubt` since somebody asked.
+    doubted: bool,
 }
 
 impl Gate {
@@ -58,6 +60,21 @@ impl Gate {
             self.count += 1;
             self.bytes += length;
         }
+    }
+
+    /// Keys of a command that may or may not stand.
+    pub fn doubt(&mut self, db: u64, keys: Vec<Vec<u8>>) {
+        self.doubted = true;
+        keys.into_iter().for_each(|key| self.spoil(db, key));
+    }
+
+    pub fn take_doubted(&mut self) -> bool {
+        std::mem::take(&mut self.doubted)
+    }
+
+    /// Databases that keys wait in.
+    pub fn databases(&self) -> impl Iterator<Item = u64> + '_ {
+        self.spoiled.iter().filter(|(_, keys)| !keys.is_empty()).map(|(db, _)| *db)
     }
 
     pub fn check(&self) -> Result<(), TooMany> {
@@ -193,6 +210,14 @@ mod tests {
         }
         let (_, keys) = gate.some_spoiled(10).unwrap();
         assert!(keys.len() == 2 && slot(&keys[0]) == slot(&keys[1]), "{keys:?}");
+    }
+
+    #[test]
+    fn what_may_not_stand_is_left_out_from_there_on() {
+        let mut gate = Gate::default();
+        gate.doubt(3, vec![b"a".to_vec(), b"b".to_vec()]);
+        assert!(gate.take_doubted() && !gate.take_doubted());
+        assert_eq!((gate.spoiled(), gate.databases().collect::<Vec<_>>()), (2, vec![3]));
     }
 
     #[test]
