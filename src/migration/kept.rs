@@ -1,7 +1,6 @@
 //! What a migration keeps in its target, seen from outside of the workers: is it there, and away with it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +15,7 @@ use crate::connection::{Address, ConnectionError, Dialer};
 use crate::preflight::PreflightError;
 use crate::resp::Reply;
 use crate::slot::SlotRanges;
-use crate::target::fence::{Fence, Place};
+use crate::target::fence::{Fence, Held, Place};
 use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
 use crate::target::recovery::{self, Part};
 use crate::topology::{Role, Topology, TopologyError, discover};
@@ -212,7 +211,7 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
     lineages.extend(known.into_iter().map(|shard| shard.lineage));
     for lineage in &lineages {
         let names = KeyNames::new(&plan.uid, lineage);
-        Fence::claim(names, &dialer, &places, &AtomicU64::new(0))
+        Fence::claim(names, &dialer, &places, &Held::default())
             .await
             .map_err(|error| unreachable(error.to_string()))?;
     }

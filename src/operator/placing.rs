@@ -293,7 +293,7 @@ impl Placing {
 
     /// The worker runs in that replica from now on.
     fn sits(&self, progress: &ShardProgress, holder: &str) {
-        progress.epoch.store(0, Ordering::SeqCst);
+        progress.epoch.forget();
         progress.seat.send_modify(|seat| {
             holder.clone_into(&mut seat.worker);
             seat.moves += 1;

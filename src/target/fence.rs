@@ -6,6 +6,8 @@
 //! The same list lets a process close its own lost connections: what these still hold on their way must
 //! not be applied after the state was read.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
@@ -41,11 +43,35 @@ pub enum Closing {
     None,
 }
 
+/// What a process knows of the epoch that it raised last, so that it finds its own again: that it was raised may be
+/// all that a lost connection did not tell.
+#[derive(Debug)]
+pub struct Held {
+    /// 0: none.
+    epoch: AtomicU64,
+    /// Stands beside the epoch.
+    token: u64,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { epoch: AtomicU64::new(0), token: RandomState::new().build_hasher().finish() }
+    }
+}
+
+impl Held {
+    /// Another process has had it since, as it should.
+    pub fn forget(&self) {
+        self.epoch.store(0, Ordering::SeqCst);
+    }
+}
+
 /// The right to write, as long as nobody takes it over.
 #[derive(Debug)]
 pub struct Fence {
     names: KeyNames,
     epoch: u64,
+    token: u64,
     /// Counts this process's connections.
     serial: AtomicU64,
 }
@@ -54,43 +80,40 @@ impl Fence {
     /// Takes the migration over from whoever had it. `nodes`: all that hold data, the one with the lowest
     /// slot first, as that one decides between two that come at once.
     ///
-    /// `held`: the last epoch of this process; 0: none. One that begins again, after it was frozen perhaps, must
-    /// not take back what a later process has taken over.
+    /// `held`: of this process. One that begins again, after it was frozen perhaps, must not take back what a
+    /// later process has taken over.
     pub async fn claim(
         names: KeyNames,
         dialer: &Dialer,
         nodes: &[Place],
-        held: &AtomicU64,
+        held: &Held,
     ) -> Result<Self, FenceError> {
-        let ours = held.load(Ordering::SeqCst);
-        let superseded =
-            |address: &Address, theirs| FenceError::Superseded { address: address.clone(), ours, theirs };
+        let (ours, token) = (held.epoch.load(Ordering::SeqCst), held.token);
+        let check = |address: &Address, theirs: Epoch| {
+            let later = ours > 0 && theirs.number > ours && theirs.token != Some(token);
+            let error = || FenceError::Superseded { address: address.clone(), ours, theirs: theirs.number };
+            if later { Err(error()) } else { Ok(theirs.number.saturating_add(1)) }
+        };
         let mut epoch = ours.saturating_add(1);
         for (address, slot) in nodes {
             let mut connection = dialer.connect(address).await?;
             let found = connection.query(&[b"GET", &names.epoch(*slot)]).await?;
-            let Some(theirs) = number(&found) else { continue };
-            if ours > 0 && theirs > ours {
-                return Err(superseded(address, theirs));
-            }
-            epoch = epoch.max(theirs.saturating_add(1));
+            let Some(theirs) = Epoch::of(&found) else { continue };
+            epoch = epoch.max(check(address, theirs)?);
         }
         if let Some((address, slot)) = nodes.first() {
             let mut connection = dialer.connect(address).await?;
             let mut attempts = 0;
-            while let Some(theirs) = raise(&mut connection, &names.epoch(*slot), epoch).await? {
-                if ours > 0 {
-                    return Err(superseded(address, theirs));
-                }
-                epoch = theirs.saturating_add(1);
+            while let Some(theirs) = raise(&mut connection, &names.epoch(*slot), (epoch, token)).await? {
+                epoch = check(address, theirs)?;
                 attempts += 1;
                 if attempts > MOST_ATTEMPTS {
                     return Err(FenceError::Contended { address: address.clone() });
                 }
             }
         }
-        held.store(epoch, Ordering::SeqCst);
-        let fence = Self { names, epoch, serial: AtomicU64::new(0) };
+        held.epoch.store(epoch, Ordering::SeqCst);
+        let fence = Self { names, epoch, token, serial: AtomicU64::new(0) };
         for place in nodes {
             fence.connect(dialer, place, Closing::None).await?;
         }
@@ -120,12 +143,12 @@ impl Fence {
         let mut connection = self.open(dialer, address).await?;
         let key = self.names.epoch(*slot);
         let found = connection.query(&[b"GET", &key]).await?;
-        let theirs = match number(&found) {
-            Some(theirs) if theirs == self.epoch => None,
+        let theirs = match Epoch::of(&found) {
+            Some(theirs) if theirs.number == self.epoch => None,
             // A slot of this node that had another owner, or a server that lost what it had.
-            _ => raise(&mut connection, &key, self.epoch).await?.filter(|&theirs| theirs != self.epoch),
+            _ => raise(&mut connection, &key, (self.epoch, self.token)).await?,
         };
-        if let Some(theirs) = theirs {
+        if let Some(Epoch { number: theirs, .. }) = theirs.filter(|theirs| theirs.number != self.epoch) {
             return Err(FenceError::Superseded { address: address.clone(), ours: self.epoch, theirs });
         }
         self.close_older(&mut connection, closing).await?;
@@ -182,29 +205,71 @@ fn older<'a>(line: &'a str, client: &str, epoch: u64, closing: Closing) -> Optio
 }
 
 /// Sets the epoch unless one as high is there, which is given back.
-async fn raise(connection: &mut Connection, key: &[u8], epoch: u64) -> Result<Option<u64>, ConnectionError> {
+async fn raise(
+    connection: &mut Connection,
+    key: &[u8],
+    (epoch, token): (u64, u64),
+) -> Result<Option<Epoch>, ConnectionError> {
     loop {
         connection.query(&[b"WATCH", key]).await?;
         let found = connection.query(&[b"GET", key]).await?;
-        if let Some(theirs) = number(&found).filter(|&theirs| theirs >= epoch) {
+        if let Some(theirs) = Epoch::of(&found).filter(|theirs| theirs.number >= epoch) {
             connection.query(&[b"UNWATCH"]).await?;
             return Ok(Some(theirs));
         }
         connection.query(&[b"MULTI"]).await?;
-        connection.query(&[b"SET", key, epoch.to_string().as_bytes()]).await?;
+        connection.query(&[b"SET", key, format!("{epoch} {token:016x}").as_bytes()]).await?;
         if !matches!(connection.query(&[b"EXEC"]).await?, Reply::Array(None) | Reply::Bulk(None)) {
             return Ok(None);
         }
     }
 }
 
-fn number(reply: &Reply) -> Option<u64> {
-    std::str::from_utf8(reply.bytes()?).ok()?.parse().ok()
+/// What the key of an epoch holds: `number token`, or the number alone where it was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Epoch {
+    number: u64,
+    /// Whose it is.
+    token: Option<u64>,
+}
+
+impl Epoch {
+    fn of(reply: &Reply) -> Option<Self> {
+        let mut words = std::str::from_utf8(reply.bytes()?).ok()?.split(' ');
+        let number = words.next()?.parse().ok()?;
+        Some(Self { number, token: words.next().and_then(|token| u64::from_str_radix(token, 16).ok()) })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::test_server::Server;
+
+    /// The connection was lost before the answer to its raise.
+    #[tokio::test]
+    async fn an_epoch_that_was_raised_unheard_is_known_again() {
+        let server = Server::start(&[]);
+        let dialer = Dialer::new(server.access(), "to");
+        let names = KeyNames::new("u", "0");
+        let places = [(server.address.clone(), 0)];
+        let (first, second) = (Held::default(), Held::default());
+        let fence = Fence::claim(names.clone(), &dialer, &places, &first).await.unwrap();
+        let mut connection = dialer.connect(&server.address).await.unwrap();
+        let unheard = (fence.epoch() + 1, first.token);
+        assert_eq!(raise(&mut connection, &names.epoch(0), unheard).await.unwrap(), None);
+        let again = Fence::claim(names.clone(), &dialer, &places, &first).await.unwrap();
+        assert_eq!(again.epoch(), fence.epoch() + 2);
+        // Another process's is not, and what was put back has no name.
+        Fence::claim(names.clone(), &dialer, &places, &second).await.unwrap();
+        let error = Fence::claim(names.clone(), &dialer, &places, &first).await.unwrap_err();
+        assert!(
+            matches!(error, FenceError::Superseded { theirs, .. } if theirs == again.epoch() + 1),
+            "{error}"
+        );
+        first.forget();
+        Fence::claim(names, &dialer, &places, &first).await.unwrap();
+    }
 
     #[test]
     fn older_connections_of_ours_are_found_and_no_others() {

@@ -2,7 +2,6 @@
 //! back, keeping it up to date.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -12,7 +11,7 @@ use super::{Checkpoint, WorkerSetup};
 use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
-use crate::target::fence::{Closing, Fence, FenceError, Place};
+use crate::target::fence::{Closing, Fence, FenceError, Held, Place};
 use crate::target::keys::{KeyNames, Load, Record, RecordPlace, Standing, Territory, standing};
 use crate::target::recovery::{self, NodeState};
 
@@ -115,7 +114,7 @@ impl Keeper {
     pub async fn take(
         setup: &WorkerSetup,
         router: &Router,
-        held: &AtomicU64,
+        held: &Held,
     ) -> Result<(Self, Found), KeeperError> {
         let names = KeyNames::new(&setup.uid, &setup.lineage);
         let dialer = &setup.target_dialer;

@@ -1,7 +1,6 @@
 //! What a shard worker tells about itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use crate::slot::SlotRanges;
 use crate::source::replication::LinkState;
 use crate::source::scan::ScanProgress;
 use crate::spool::{Full, SpoolGauges, SpoolView};
+use crate::target::fence::Held;
 
 /// Refused commands that are described; all are counted.
 const SAMPLES: usize = 20;
@@ -204,8 +204,8 @@ pub struct ShardProgress {
     pub asked: watch::Sender<Asked>,
     /// The newest question that `numbers` answers.
     pub answered: watch::Sender<u64>,
-    /// On the target, of the last worker in this process; 0: there was none, or another process had one since.
-    pub epoch: AtomicU64,
+    /// On the target, of the last worker in this process.
+    pub epoch: Held,
 }
 
 impl ShardProgress {
@@ -223,7 +223,7 @@ impl ShardProgress {
             seat: watch::Sender::default(),
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
-            epoch: AtomicU64::default(),
+            epoch: Held::default(),
         })
     }
 
