@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use super::*;
 
+/// What most tests run against; one with TLS.
+const USUAL: &str = "redis-7.0.15";
+
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: Address,
@@ -40,9 +43,12 @@ impl Server {
 
     /// The version whose folder in the cache has this name.
     pub(crate) fn start_cached(name: &str) -> Server {
+        Server::start_program(&Server::program(name))
+    }
+
+    fn program(name: &str) -> std::path::PathBuf {
         let found = Server::cached().into_iter().find(|(folder, _)| folder == name);
-        let (_, program) = found.unwrap_or_else(|| panic!("no {name} in the cache: run make setup"));
-        Server::start_program(&program)
+        found.unwrap_or_else(|| panic!("no {name} in the cache: run make setup")).1
     }
 
     /// A server of another version.
@@ -52,7 +58,7 @@ impl Server {
         Server::spawn_program(program, dir, port, &args)
     }
 
-    /// Starts `redis-server` with these further arguments and waits until it takes connections.
+    /// Starts a server with these further arguments and waits until it takes connections.
     pub(crate) fn start(args: &[&str]) -> Server {
         Server::start_with(free_port(), "port", args)
     }
@@ -99,7 +105,7 @@ impl Server {
     }
 
     fn spawn(dir: TempDir, port: u16, args: &[&str]) -> Server {
-        Server::spawn_program("redis-server".as_ref(), dir, port, args)
+        Server::spawn_program(&Server::program(USUAL), dir, port, args)
     }
 
     fn spawn_program(program: &std::path::Path, dir: TempDir, port: u16, args: &[&str]) -> Server {

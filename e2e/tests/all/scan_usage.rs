@@ -17,7 +17,8 @@ fn used(policy: &str, word: &str, number: i64) -> Result<Server> {
         .with("notify-keyspace-events", "AE")
         .start()?;
     let mut conn = server.conn()?;
-    conn.run(args!["SET", "text", "1", "PX", "90000000"])?;
+    // No small number: all keys of that value would be used together.
+    conn.run(args!["SET", "text", "a text", "PX", "90000000"])?;
     conn.run(args!["SET", "long", vec![b'x'; 20_000]])?;
     conn.run(args!["RPUSH", "list", "a", "b"])?;
     for key in KEYS {
