@@ -75,6 +75,8 @@ struct Run {
     measured: Option<Measured>,
     /// As the data directory has it.
     set_aside: SetAside,
+    /// Why that could not be kept, as it was logged.
+    unkept: String,
     /// Full resyncs by the time that all shards had their snapshot last.
     settled_resyncs: u64,
 }
@@ -167,6 +169,7 @@ impl Run {
             compared_adoptions: 0,
             measured: None,
             set_aside,
+            unkept: String::new(),
             settled_resyncs: 0,
         };
         if let Some(placement) = &run.options.placement {

@@ -22,7 +22,7 @@ pub struct NodeState {
     /// Several for a slot where there are several databases.
     pub guards: Vec<Guard>,
     pub territories: Vec<Territory>,
-    /// Guards may lie behind commands that do not stand; see [`may_have_refused`].
+    /// Guards may lie behind commands that do not stand; see [`Refusals`].
     pub doubtful: bool,
 }
 
@@ -131,34 +131,62 @@ async fn value(
     Ok(reply.bytes().map(|bytes| bytes.to_vec()))
 }
 
-/// True when a node of a cluster may have refused a command for a moment, and taken a later one, at some time
-/// since `since` (Unix ms): the later one's guard then says that both stand.
-///
-/// INFO tells of all errors since the node's start (from Redis 6.2 on).
-pub async fn may_have_refused(connection: &mut Connection, since: u64) -> Result<bool, ConnectionError> {
-    let info = connection.query_text(&[b"INFO"]).await?;
-    Ok(tells_of_refusals(&info, unix_millis().saturating_sub(since) / 1000))
+/// What a node of a cluster tells of commands that it refused for a moment. It may have taken a later one then, whose
+/// guard says that both stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusals {
+    /// Since its start; `None`: it does not count them, or not all (before Redis 6.2).
+    count: Option<u64>,
+    uptime_seconds: Option<u64>,
+    run_id: String,
+    /// One that was promoted does not know what the master before it refused.
+    promoted: bool,
+    replication_id: String,
 }
 
-/// `age`: seconds that are of interest.
-fn tells_of_refusals(info: &str, age: u64) -> bool {
-    let mut uptime = None;
-    let mut counts_errors = false;
-    for line in info.lines() {
-        let line = line.trim();
-        counts_errors |= line.eq_ignore_ascii_case("# errorstats");
-        let Some((name, value)) = line.split_once(':') else { continue };
-        if name == "uptime_in_seconds" {
-            uptime = value.parse::<u64>().ok();
-        } else if let Some(code) = name.strip_prefix("errorstat_")
-            && (is_momentary(code) || code.starts_with("ERRORSTATS"))
-        {
-            return true;
-        }
+impl Refusals {
+    pub async fn ask(connection: &mut Connection) -> Result<Self, ConnectionError> {
+        Ok(Self::parse(&connection.query_text(&[b"INFO"]).await?))
     }
-    // One that was promoted since does not know what the master before it refused.
-    let promoted = !ServerInfo::parse(info).former_replication_id.is_empty();
-    !counts_errors || promoted || uptime.is_none_or(|uptime| uptime < age)
+
+    fn parse(text: &str) -> Self {
+        let (mut count, mut uptime_seconds) = (None, None);
+        for line in text.lines() {
+            let line = line.trim();
+            if line.eq_ignore_ascii_case("# errorstats") {
+                count = Some(0);
+            }
+            let Some((name, value)) = line.split_once(':') else { continue };
+            if name == "uptime_in_seconds" {
+                uptime_seconds = value.parse().ok();
+            }
+            let Some(code) = name.strip_prefix("errorstat_") else { continue };
+            if code.starts_with("ERRORSTATS") {
+                count = None;
+                break;
+            }
+            if is_momentary(code) {
+                let times: u64 =
+                    value.strip_prefix("count=").and_then(|times| times.parse().ok()).unwrap_or(1);
+                count = count.map(|count| count + times);
+            }
+        }
+        let ServerInfo { run_id, replication_id, former_replication_id, .. } = ServerInfo::parse(text);
+        let promoted = !former_replication_id.is_empty();
+        Self { count, uptime_seconds, run_id, promoted, replication_id }
+    }
+
+    /// True when there may have been some since `since` (Unix ms).
+    pub fn any_since(&self, since: u64) -> bool {
+        let age = unix_millis().saturating_sub(since) / 1000;
+        self.count != Some(0) || self.promoted || self.uptime_seconds.is_none_or(|uptime| uptime < age)
+    }
+
+    /// True when there may have been some since it told `before`.
+    pub fn any_after(&self, before: &Self) -> bool {
+        let history = |told: &Self| (told.run_id.clone(), told.replication_id.clone());
+        self.count.is_none() || self.count != before.count || history(self) != history(before)
+    }
 }
 
 /// Of a slot that is moving, some commands are refused and others are not, though not with MOVED: for that it
@@ -256,22 +284,38 @@ pub async fn remove(
 mod tests {
     use super::*;
 
+    fn told(errors: &str) -> Refusals {
+        Refusals::parse(&format!(
+            "# Server\r\nrun_id:a\r\nuptime_in_seconds:100\r\n# Errorstats\r\n{errors}\r\n"
+        ))
+    }
+
     #[test]
     fn refusals_that_pass_are_told_from_others() {
-        let info =
-            |errors: &str| format!("# Server\r\nuptime_in_seconds:100\r\n# Errorstats\r\n{errors}\r\n");
+        let since = |age_s: u64| unix_millis() - age_s * 1000;
         for code in ["OOM", "MISCONF", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN", "ASK", "ERRORSTATS_OVERFLOW"]
         {
-            assert!(tells_of_refusals(&info(&format!("errorstat_{code}:count=1")), 100), "{code}");
+            assert!(told(&format!("errorstat_{code}:count=1")).any_since(since(50)), "{code}");
         }
         for code in ["ERR", "MOVED", "WRONGTYPE", "NOSCRIPT", "EXECABORT"] {
-            assert!(!tells_of_refusals(&info(&format!("errorstat_{code}:count=1")), 100), "{code}");
+            assert!(!told(&format!("errorstat_{code}:count=1")).any_since(since(50)), "{code}");
         }
-        assert!(!tells_of_refusals(&info(""), 100));
-        assert!(tells_of_refusals(&info(""), 101), "it was started again since");
-        let promoted = "master_replid2:8d1b5ba4a0b0d2a0a3b1\r\nsecond_repl_offset:7\r\n";
-        assert!(tells_of_refusals(&info(promoted), 100));
-        assert!(!tells_of_refusals(&info(&format!("master_replid2:{}", "0".repeat(40))), 100));
-        assert!(tells_of_refusals("# Server\r\nuptime_in_seconds:100\r\n", 100), "too old to say");
+        assert!(!told("").any_since(since(50)));
+        assert!(told("").any_since(since(200)), "it was started again since");
+        assert!(told("master_replid2:8d1b5ba4a0b0d2a0a3b1").any_since(since(50)), "it was promoted");
+        assert!(!told(&format!("master_replid2:{}", "0".repeat(40))).any_since(since(50)));
+        assert!(Refusals::parse("uptime_in_seconds:100\r\n").any_since(since(50)), "too old to say");
+    }
+
+    #[test]
+    fn what_happened_between_two_looks_is_seen() {
+        let before = told("errorstat_OOM:count=7\r\nerrorstat_ERR:count=1");
+        assert!(!told("errorstat_OOM:count=7\r\nerrorstat_ERR:count=9").any_after(&before));
+        assert!(told("errorstat_OOM:count=8").any_after(&before));
+        assert!(told("errorstat_OOM:count=7\r\nerrorstat_ASK:count=1").any_after(&before));
+        assert!(told("errorstat_OOM:count=7\r\nrun_id:b").any_after(&before));
+        assert!(told("errorstat_OOM:count=7\r\nmaster_replid:b").any_after(&before));
+        let old = Refusals::parse("run_id:a\r\n");
+        assert!(old.any_after(&old));
     }
 }

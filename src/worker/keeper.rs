@@ -1,6 +1,7 @@
 //! What a shard keeps in its target so that nothing is applied twice or lost: taking it over, reading it
 //! back, keeping it up to date.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
 use crate::target::fence::{Closing, Fence, FenceError, Held, Place};
 use crate::target::keys::{KeyNames, Load, Record, RecordPlace, Standing, Territory, standing};
-use crate::target::recovery::{self, NodeState};
+use crate::target::recovery::{self, NodeState, Refusals};
 
 /// On a cluster, how old the written record may be.
 const RECORD_PERIOD: Duration = Duration::from_millis(100);
@@ -96,8 +97,10 @@ pub struct Keeper {
     recorded_at: Instant,
     /// As found: slot, history, offset.
     pub guards: Vec<(u16, u64, i64)>,
-    /// Behind which there may be commands that do not stand.
+    /// Before which there may be commands that do not stand.
     pub doubtful: bool,
+    /// As the nodes of a cluster told it last.
+    refusals: HashMap<Address, Refusals>,
     /// Which slots of the source were followed, as found.
     pub territory: Option<Territory>,
     /// Up to this offset an earlier process may have applied commands.
@@ -122,9 +125,14 @@ impl Keeper {
         let places: Vec<Place> = nodes.iter().map(|node| node.place.clone()).collect();
         let fence = Arc::new(Fence::claim(names, dialer, &places, held).await?);
         let mut state = NodeState::default();
+        let mut refusals = HashMap::new();
         for node in &nodes {
             let mut connection = fence.connect(dialer, &node.place, Closing::None).await?;
-            read_into(&mut state, &mut connection, dialer, &fence, node).await?;
+            let told = read_into(&mut state, &mut connection, dialer, &fence, node).await?;
+            // What earlier processes saw of it is not known.
+            let since = state.guards.iter().map(|(_, history, _)| *history).max();
+            state.doubtful |= told.as_ref().zip(since).is_some_and(|(told, since)| told.any_since(since));
+            refusals.extend(told.map(|told| (node.place.0.clone(), told)));
         }
         let layout = state.records.iter().map(|record| record.layout).max().unwrap_or_default();
         let before = state.records.iter().map(|record| record.history).max().unwrap_or_default();
@@ -138,6 +146,7 @@ impl Keeper {
             recorded_at: Instant::now(),
             guards: Vec::new(),
             doubtful: false,
+            refusals,
             territory: None,
             replay_until: 0,
             siblings: setup.siblings.iter().map(|other| KeyNames::new(&setup.uid, other)).collect(),
@@ -188,7 +197,11 @@ impl Keeper {
     ) -> Result<Standing, KeeperError> {
         let mut state = NodeState::default();
         for (node, connection) in connections.iter_mut() {
-            read_into(&mut state, connection, dialer, &self.fence, node).await?;
+            let told = read_into(&mut state, connection, dialer, &self.fence, node).await?;
+            if let Some(told) = told {
+                let before = self.refusals.insert(node.place.0.clone(), told.clone());
+                state.doubtful |= before.is_none_or(|before| told.any_after(&before));
+            }
         }
         match self.stand(state, single) {
             // The first record goes out with the first key.
@@ -298,17 +311,14 @@ async fn read_into(
     dialer: &Dialer,
     fence: &Fence,
     node: &KeptNode,
-) -> Result<(), ConnectionError> {
+) -> Result<Option<Refusals>, ConnectionError> {
     let found = recovery::read(connection, dialer, fence.names(), node.slots.as_ref()).await?;
-    // On a single server none overtakes another.
-    if node.slots.is_some()
-        && !state.doubtful
-        && let Some(since) = found.guards.iter().map(|(_, history, _)| *history).max()
-    {
-        state.doubtful = recovery::may_have_refused(connection, since).await?;
-    }
     state.records.extend(found.records);
     state.guards.extend(found.guards);
     state.territories.extend(found.territories);
-    Ok(())
+    // On a single server none overtakes another.
+    match node.slots {
+        Some(_) => Refusals::ask(connection).await.map(Some),
+        None => Ok(None),
+    }
 }

@@ -93,22 +93,43 @@ fn a_target_without_memory_is_waited_for() -> Result<()> {
 /// A later command of the same slot is taken, and the tool killed before it can know that the one before was not.
 #[test]
 fn what_was_refused_is_not_taken_for_applied_after_a_kill() -> Result<()> {
+    overtaken_unheard(|mut tool, proxy, manifest| {
+        tool.kill()?;
+        proxy.stall(false);
+        Tool::run_in(Arc::clone(&tool.folder), manifest, &[])
+    })
+}
+
+/// The same when only the connection is lost, and the answers with it.
+#[test]
+fn what_was_refused_is_not_taken_for_applied_after_a_lost_connection() -> Result<()> {
+    overtaken_unheard(|tool, proxy, _| {
+        proxy.cut();
+        proxy.stall(false);
+        Ok(tool)
+    })
+}
+
+fn overtaken_unheard(disturb: impl FnOnce(Tool, &Proxy, &Manifest) -> Result<Tool>) -> Result<()> {
     let (source, target) = (source()?, Cluster::start(VERSION, 3, 0)?);
     let node = target.nodes.get(target.client()?.node_of(b"{t}")?).context("no such node")?;
     let proxy = Proxy::start(&node.address())?;
     let manifest = Manifest::between(&source.endpoint(), &target.endpoint())
         .set("/spec/target/redis/endpointMap", json!({ node.address(): proxy.address() }));
-    let mut tool = Tool::run(&manifest, &[])?;
+    let tool = Tool::run(&manifest, &[])?;
     tool.wait_condition("InSync", PATIENCE)?;
-    let folder = Arc::clone(&tool.folder);
     let (mut from, mut to) = (source.conn()?, node.conn()?);
-    // Known to the next run as where it begins.
     from.run(args!["INCR", "{t}other"])?;
-    tool.wait_for("nothing to do", PATIENCE, |status| status["replication"]["lagBytes"] == 0)?;
+    let written = offset(&source)?;
+    // Answered: nothing that follows waits for it.
+    tool.wait_for("nothing under way", PATIENCE, |status| {
+        status["shards"][0]["appliedOffset"].as_i64().is_some_and(|applied| applied >= written)
+    })?;
     proxy.stall_way(Way::Down);
     to.run(args!["CONFIG", "SET", "maxmemory", "1"])?;
     from.run(args!["INCR", "{t}refused"])?;
-    wait_until("a refusal", PATIENCE, || Ok(to.info("errorstats", "errorstat_OOM")?.map(drop)))?;
+    // Of the transaction, and not of a record before it.
+    wait_until("a refusal", PATIENCE, || Ok(to.info("errorstats", "errorstat_EXECABORT")?.map(drop)))?;
     to.run(args!["CONFIG", "SET", "maxmemory", "0"])?;
     // More than waits for the answer.
     let mut batch = Batch::default();
@@ -118,9 +139,7 @@ fn what_was_refused_is_not_taken_for_applied_after_a_kill() -> Result<()> {
         Ok((to.text(args!["GET", "{t}other"])?.parse::<u32>()? > 1).then_some(()))
     })?;
     ensure!(to.number(args!["EXISTS", "{t}refused"])? == 0, "it was taken");
-    tool.kill()?;
-    proxy.stall(false);
-    let tool = Tool::run_in(folder, &manifest, &[])?;
+    let tool = disturb(tool, &proxy, &manifest)?;
     tool.wait_condition("InSync", PATIENCE)?;
     from.run(args!["INCR", "{t}refused"])?;
     wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;

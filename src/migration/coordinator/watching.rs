@@ -60,8 +60,13 @@ impl Run {
         }
         let begun = Checkpoints::begun(self.known.clone(), set_aside.clone());
         match checkpoints::save(data_dir, &self.plan.uid, &begun) {
-            Ok(()) => self.set_aside = set_aside,
-            Err(error) => tracing::warn!("{error}; a next run would not know what was set aside"),
+            Ok(()) => (self.set_aside, self.unkept) = (set_aside, String::new()),
+            // It is tried again and again.
+            Err(error) if error.to_string() == self.unkept => {}
+            Err(error) => {
+                self.unkept = error.to_string();
+                tracing::warn!("{error}; a next run would not know what was set aside");
+            }
         }
     }
 
