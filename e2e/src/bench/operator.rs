@@ -176,9 +176,9 @@ fn speeds(source: &Server) -> Result<(f64, f64)> {
     })?;
     let operated = began.elapsed().as_secs_f64();
     target.must_equal(source)?;
-    // Both are alone on the machine.
-    drop(migration);
-    drop((operator, plane, target));
+    // What the control plane takes of the machine at rest, both have.
+    migration.delete(LONGEST)?;
+    drop(target);
     source.settle()?;
     let target = Target::standalone()?;
     let route = Route { source: source.endpoint(), target: target.endpoint()? };
