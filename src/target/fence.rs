@@ -8,7 +8,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use thiserror::Error;
 
@@ -74,6 +74,8 @@ pub struct Fence {
     token: u64,
     /// Counts this process's connections.
     serial: AtomicU64,
+    /// An epoch was met since [`Fence::look_anew`].
+    met: AtomicBool,
 }
 
 impl Fence {
@@ -95,11 +97,13 @@ impl Fence {
             if later { Err(error()) } else { Ok(theirs.number.saturating_add(1)) }
         };
         let mut epoch = ours.saturating_add(1);
+        let mut met = ours == 0;
         for (address, slot) in nodes {
             let mut connection = dialer.connect(address).await?;
             let found = connection.query(&[b"GET", &names.epoch(*slot)]).await?;
             let Some(theirs) = Epoch::of(&found) else { continue };
             epoch = epoch.max(check(address, theirs)?);
+            met = true;
         }
         if let Some((address, slot)) = nodes.first() {
             let mut connection = dialer.connect(address).await?;
@@ -113,10 +117,11 @@ impl Fence {
             }
         }
         held.epoch.store(epoch, Ordering::SeqCst);
-        let fence = Self { names, epoch, token, serial: AtomicU64::new(0) };
+        let fence = Self { names, epoch, token, serial: AtomicU64::new(0), met: AtomicBool::new(false) };
         for place in nodes {
             fence.connect(dialer, place, Closing::None).await?;
         }
+        fence.met.store(met, Ordering::SeqCst);
         Ok(fence)
     }
 
@@ -133,6 +138,16 @@ impl Fence {
         self.serial.load(Ordering::SeqCst) + 1
     }
 
+    pub fn look_anew(&self) {
+        self.met.store(false, Ordering::SeqCst);
+    }
+
+    /// No node had the epoch that this process had raised before it looked anew, or claimed once more: they have
+    /// lost what they had, or another process has completed the migration and removed what was kept.
+    pub fn has_vanished(&self) -> bool {
+        !self.met.load(Ordering::SeqCst)
+    }
+
     /// A connection that may write, once those of older epochs are gone, and our own as `closing` says.
     pub async fn connect(
         &self,
@@ -142,8 +157,9 @@ impl Fence {
     ) -> Result<Connection, FenceError> {
         let mut connection = self.open(dialer, address).await?;
         let key = self.names.epoch(*slot);
-        let found = connection.query(&[b"GET", &key]).await?;
-        let theirs = match Epoch::of(&found) {
+        let found = Epoch::of(&connection.query(&[b"GET", &key]).await?);
+        self.met.fetch_or(found.is_some(), Ordering::SeqCst);
+        let theirs = match found {
             Some(theirs) if theirs.number == self.epoch => None,
             // A slot of this node that had another owner, or a server that lost what it had.
             _ => raise(&mut connection, &key, (self.epoch, self.token)).await?,

@@ -124,15 +124,18 @@ impl Keeper {
         let nodes = nodes(router, &setup.target.addresses());
         let places: Vec<Place> = nodes.iter().map(|node| node.place.clone()).collect();
         let fence = Arc::new(Fence::claim(names, dialer, &places, held).await?);
+        let vanished = fence.has_vanished();
         let mut state = NodeState::default();
         let mut refusals = HashMap::new();
-        for node in &nodes {
+        let mut connections = Vec::with_capacity(nodes.len());
+        for node in nodes {
             let mut connection = fence.connect(dialer, &node.place, Closing::None).await?;
-            let told = read_into(&mut state, &mut connection, dialer, &fence, node).await?;
+            let told = read_into(&mut state, &mut connection, dialer, &fence, &node).await?;
             // What earlier processes saw of it is not known.
             let since = state.guards.iter().map(|(_, history, _)| *history).max();
             state.doubtful |= told.as_ref().zip(since).is_some_and(|(told, since)| told.any_since(since));
             refusals.extend(told.map(|told| (node.place.0.clone(), told)));
+            connections.push((node, connection));
         }
         let layout = state.records.iter().map(|record| record.layout).max().unwrap_or_default();
         let before = state.records.iter().map(|record| record.history).max().unwrap_or_default();
@@ -155,9 +158,13 @@ impl Keeper {
         if keeper.unguarded {
             tracing::warn!("{UNGUARDED} is set: commands may be applied twice");
         }
+        let single = matches!(router, Router::Single);
+        if vanished && state.records.is_empty() {
+            keeper.none_is_left(&mut connections, dialer, single).await?;
+        }
         let in_stream = |record: &&Record| matches!(record.place, RecordPlace::Stream { .. });
         let ahead: Vec<u64> = state.records.iter().filter(in_stream).map(|record| record.history).collect();
-        let found = match keeper.stand(state, matches!(router, Router::Single)) {
+        let found = match keeper.stand(state, single) {
             Standing::Nothing => Found::Nothing,
             Standing::Lost(why) => Found::Begun(why),
             Standing::At(record) => match record.place {
@@ -188,12 +195,14 @@ impl Keeper {
         standing
     }
 
-    /// Reads again, over connections that were opened anew, what stands.
+    /// Reads again, over connections that were opened anew, what stands. `acknowledged`: the target has said of
+    /// something of this history that it stands.
     pub async fn read(
         &mut self,
         connections: &mut [(KeptNode, Connection)],
         dialer: &Dialer,
         single: bool,
+        acknowledged: bool,
     ) -> Result<Standing, KeeperError> {
         let mut state = NodeState::default();
         for (node, connection) in connections.iter_mut() {
@@ -203,35 +212,44 @@ impl Keeper {
                 state.doubtful |= before.is_none_or(|before| told.any_after(&before));
             }
         }
-        match self.stand(state, single) {
-            // The first record goes out with the first key.
-            Standing::Nothing => match &self.recorded {
-                None => Ok(Standing::Nothing),
-                // So early, a node that failed over may have lost it again.
-                Some(RecordPlace::Snapshot { .. }) => {
-                    Ok(Standing::Lost("it lost the full sync that had begun"))
-                }
-                Some(RecordPlace::Stream { .. }) if all_empty(connections, single).await? => {
-                    Ok(Standing::Lost("it lost all that it had"))
-                }
-                // Another shard found it empty first. As long as one keeps a record there, the migration is not
-                // complete: a complete one's records go before its epochs, and a higher epoch ends this process.
-                Some(RecordPlace::Stream { .. }) if self.sibling_stands(connections, dialer).await? => {
-                    Ok(Standing::Lost("it lost all that it had, and another shard is copied to it again"))
-                }
-                Some(RecordPlace::Stream { .. }) => Err(KeeperError::Gone),
-            },
-            standing => Ok(standing),
+        let standing = self.stand(state, single);
+        if standing != Standing::Nothing {
+            return Ok(standing);
+        }
+        if acknowledged || self.fence.has_vanished() {
+            self.none_is_left(connections, dialer, single).await?;
+        }
+        // The first record goes out with the first key, and both may have been lost on their way.
+        Ok(if self.recorded.is_some() {
+            Standing::Lost("it lost all that it had")
+        } else {
+            Standing::Nothing
+        })
+    }
+
+    /// Of a target that has nothing of what was kept: it may be written to when it is empty, too.
+    pub async fn none_is_left(
+        &self,
+        connections: &mut [(KeptNode, Connection)],
+        dialer: &Dialer,
+        single: bool,
+    ) -> Result<(), KeeperError> {
+        // Another shard may have found it empty first. As long as one keeps a record there, the migration is not
+        // complete: a complete one's records go before its epochs, and a higher epoch ends this process.
+        match all_empty(connections, single).await? || self.any_stands(connections, dialer).await? {
+            true => Ok(()),
+            false => Err(KeeperError::Gone),
         }
     }
 
-    async fn sibling_stands(
+    /// A record of this shard or another.
+    async fn any_stands(
         &self,
         connections: &mut [(KeptNode, Connection)],
         dialer: &Dialer,
     ) -> Result<bool, ConnectionError> {
         for (node, connection) in connections {
-            for names in &self.siblings {
+            for names in self.siblings.iter().chain([self.fence.names()]) {
                 let state = recovery::read(connection, dialer, names, node.slots.as_ref()).await?;
                 if !state.records.is_empty() {
                     return Ok(true);

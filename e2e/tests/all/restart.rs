@@ -10,7 +10,7 @@ use e2e::compare::wait_equal;
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
 use e2e::scenario::{PATIENCE, stop};
-use e2e::{Batch, Cluster, Manifest, Options, Proxy, Server, Tool, Version, args};
+use e2e::{Batch, Cluster, Manifest, Options, Proxy, Server, Tool, Version, args, wait_until};
 
 const VERSION: Version = Version::REDIS_7_0;
 
@@ -234,6 +234,49 @@ fn a_target_without_what_was_kept_there_is_not_written_to() -> Result<()> {
     let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
     let tool = Tool::run(&manifest, &[])?;
     tool.wait_condition("InSync", PATIENCE)?;
+    forget_what_is_kept(&target)?;
+    ends_before_it_writes(tool)
+}
+
+/// Another process may have completed it while this one was still in the full sync: what is there belongs to
+/// its users now.
+#[test]
+fn a_target_without_what_was_kept_there_is_not_written_to_during_the_full_sync() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    source.conn()?.run(args!["CONFIG", "SET", "rdb-key-save-delay", "20000"])?;
+    let tool = Tool::run(&Manifest::between(&source.endpoint(), &target.endpoint()), &[])?;
+    tool.wait_for("a part of the keys", PATIENCE, |status| {
+        status["progress"]["keysApplied"].as_i64().unwrap_or(0) > 10
+    })?;
+    target.conn()?.run(args!["SET", "written:since", "1"])?;
+    forget_what_is_kept(&target)?;
+    ends_before_it_writes(tool)?;
+    assert_eq!(bytes(&target.conn()?.run(args!["GET", "written:since"])?), b"1");
+    Ok(())
+}
+
+/// And while it still waited for the full sync to begin.
+#[test]
+fn a_target_that_was_completed_meanwhile_is_not_written_to() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let mut conn = source.conn()?;
+    conn.run(args!["CONFIG", "SET", "repl-diskless-sync", "yes"])?;
+    conn.run(args!["CONFIG", "SET", "repl-diskless-sync-delay", "10"])?;
+    let tool = Tool::run(&Manifest::between(&source.endpoint(), &target.endpoint()), &[])?;
+    wait_until("a replica that waits", PATIENCE, || {
+        let info = conn.run(args!["INFO", "replication"])?;
+        let waits = String::from_utf8_lossy(&bytes(&info)).contains("state=wait_bgsave");
+        Ok(waits.then_some(()))
+    })?;
+    target.conn()?.run(args!["SET", "written:since", "1"])?;
+    forget_what_is_kept(&target)?;
+    ends_before_it_writes(tool)?;
+    let keys: Vec<Vec<u8>> = array(&target.conn()?.run(args!["KEYS", "[^r]*"])?).iter().map(bytes).collect();
+    assert_eq!(keys, [b"written:since"]);
+    Ok(())
+}
+
+fn forget_what_is_kept(target: &Server) -> Result<()> {
     let mut conn = target.conn()?;
     let kept: Vec<Vec<u8>> =
         array(&conn.run(args!["KEYS", "redis-migration:*"])?).iter().map(bytes).collect();
@@ -243,7 +286,10 @@ fn a_target_without_what_was_kept_there_is_not_written_to() -> Result<()> {
     // In one go: with its connections the tool would write its record again.
     batch.add(args!["CLIENT", "KILL", "TYPE", "normal"]);
     batch.add(args!["EXEC"]);
-    conn.pipeline(&batch)?;
+    conn.pipeline(&batch).map(drop)
+}
+
+fn ends_before_it_writes(tool: Tool) -> Result<()> {
     let finished = tool.expect_exit(1, PATIENCE)?;
     assert!(finished.stderr.contains("completed by another process"), "{}", finished.stderr);
     Ok(())

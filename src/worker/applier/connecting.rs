@@ -48,10 +48,11 @@ impl Applier {
         };
         let nodes = keeper::nodes(&self.router, &self.lane_addresses);
         let mut connections = Vec::with_capacity(nodes.len());
-        let closing = match &self.keeper {
-            Some(keeper) => Closing::Before(keeper.fence.floor()),
-            None => Closing::None,
-        };
+        let mut closing = Closing::None;
+        if let Some(keeper) = &self.keeper {
+            closing = Closing::Before(keeper.fence.floor());
+            keeper.fence.look_anew();
+        }
         for node in nodes {
             let connection = self.dial(&node, closing).await?;
             connections.push((node, connection));
@@ -184,7 +185,10 @@ impl Applier {
         keeper.lay_out(&nodes);
         // Before a history has begun, what was read when the shard was taken over counts.
         if self.origin.is_none() {
-            return Ok(());
+            return match keeper.fence.has_vanished() {
+                true => keeper.none_is_left(connections, &dialer, single).await.map_err(unkept),
+                false => Ok(()),
+            };
         }
         if std::mem::take(&mut self.taken_up) {
             if matches!(self.stands.stage, Stage::Stream(_)) {
@@ -192,7 +196,8 @@ impl Applier {
             }
             return Ok(());
         }
-        let standing = keeper.read(connections, &dialer, single).await.map_err(unkept)?;
+        let acknowledged = self.stands.keys > 0 || matches!(self.stands.stage, Stage::Stream(_));
+        let standing = keeper.read(connections, &dialer, single, acknowledged).await.map_err(unkept)?;
         let history = keeper.history;
         self.recopy.fall_back(keeper.territory.as_ref().map(|territory| &territory.slots));
         match standing {
@@ -306,7 +311,9 @@ impl Applier {
         self.recopy.overtaken = self.recopy.overtaken.map(|_| Instant::now());
         self.recopy.untold = true;
         self.write_records(true).await?;
-        self.wait_idle().await
+        self.wait_idle().await?;
+        self.publish();
+        Ok(())
     }
 }
 

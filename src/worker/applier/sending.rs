@@ -346,7 +346,10 @@ impl Applier {
             self.stands = place;
             if first {
                 self.places.clear();
-                self.publish();
+                // Where records are kept, nobody hears of it before they say so.
+                if self.outbox.kept.is_none() {
+                    self.publish();
+                }
             }
         } else {
             let before = std::mem::replace(&mut self.stands, place);
