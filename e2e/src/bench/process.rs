@@ -38,6 +38,28 @@ pub fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// The part of all processors' time that was not spent idle.
+#[derive(Default)]
+pub struct Busy {
+    all: f64,
+    idle: f64,
+}
+
+impl Busy {
+    /// 0 to 1, since the last call; 1 at the first.
+    pub fn since_last(&mut self) -> Result<f64> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let line = text.lines().next().context("/proc/stat is empty")?;
+        let times: Vec<f64> = line.split(' ').filter_map(|time| time.parse().ok()).collect();
+        // user, nice, system, idle, iowait, irq, softirq, steal; guest times are part of the first two.
+        let all: f64 = times.iter().take(8).sum();
+        let idle: f64 = times.iter().skip(3).take(2).sum();
+        let before = std::mem::replace(self, Busy { all, idle });
+        let spent = all - before.all;
+        Ok(if before.all > 0.0 && spent > 0.0 { 1.0 - (idle - before.idle) / spent } else { 1.0 })
+    }
+}
+
 fn stat(pid: u32) -> Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, rest) = text.rsplit_once(") ").context("/proc/PID/stat has no name")?;
