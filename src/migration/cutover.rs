@@ -23,12 +23,14 @@ const LONGEST_CHAIN: usize = 5;
 /// How a cutover's pause ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Paused {
-    /// The target has everything, what could be compared was, and the source takes no writes until its pause lapses.
+    /// The target has everything, and where writes were paused (for so long by now), what could be compared was.
     Drained { millis: u64 },
     /// Not within the pause; writes go on.
     TimedOut,
     /// The plan does not want it any more.
     Withdrawn,
+    /// A server does not take CLIENT PAUSE for writes.
+    Impossible { why: String },
     /// Another server took over meanwhile, which was not paused.
     FailedOver { shard: String, from: Address, to: Address },
 }
@@ -68,14 +70,12 @@ impl Pause {
 }
 
 /// Pauses writes on every source, waits until the target has everything, and then for `compare`, which is given the
-/// time that it may take; only where no writer is left who could change anything meanwhile. A source that cannot pause
-/// writes (before Redis 6.2, or where CLIENT is forbidden) is told of in `cannot`. Unless it is drained, `pauses`
-/// are to be lifted, also when this was broken off.
+/// time that it may take; only where no writer is left who could change anything meanwhile. Unless it is drained,
+/// `pauses` are to be lifted, also when this was broken off.
 pub async fn drain(
     shards: &[Shard],
     plan: &CutoverPlan,
     pauses: &mut Pauses,
-    cannot: &mut Vec<String>,
     compare: impl AsyncFnOnce(Duration),
 ) -> Result<Paused, ConnectionError> {
     let limit = Duration::from_secs(plan.pause_timeout_seconds);
@@ -99,7 +99,8 @@ pub async fn drain(
         if let Reply::Error(text) = answer {
             pauses.0.pop();
             let text = String::from_utf8_lossy(&text);
-            cannot.push(format!("{writer} cannot pause writes: {text}"));
+            // Before Redis 6.2, or without the right to it. What goes on to be written would be lost.
+            return Ok(Paused::Impossible { why: format!("{writer} cannot pause writes ({text})") });
         }
         writers.push(writer);
     }
@@ -118,7 +119,7 @@ pub async fn drain(
     if let Some(paused) = failed_over(shards, &masters) {
         return Ok(paused);
     }
-    if plan.pause_source_writes && cannot.is_empty() {
+    if plan.pause_source_writes {
         compare(fitting::budget(limit, began.elapsed())).await;
         if tokio::time::timeout(limit.saturating_sub(began.elapsed()), look(shards)).await.is_err() {
             return Ok(Paused::TimedOut);
@@ -127,7 +128,8 @@ pub async fn drain(
             return Ok(paused);
         }
     }
-    Ok(Paused::Drained { millis: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    let held = if plan.pause_source_writes { began.elapsed() } else { Duration::ZERO };
+    Ok(Paused::Drained { millis: u64::try_from(held.as_millis()).unwrap_or(u64::MAX) })
 }
 
 fn failed_over(shards: &[Shard], masters: &[Address]) -> Option<Paused> {

@@ -139,3 +139,25 @@ fn what_was_set_aside_blocks_the_cutover_of_the_next_run_too() -> Result<()> {
     assert_eq!(source.syncs()?, (1, 2));
     Ok(())
 }
+
+/// What is written while nobody is held would be lost.
+#[test]
+fn a_source_that_cannot_pause_is_not_cut_over_unless_its_writers_are_said_to_be_stopped() -> Result<()> {
+    let source = Server::start(Version::REDIS_5_0)?;
+    let target = Server::start(Version::REDIS_7_0)?;
+    source.conn()?.run(args!["SET", "a", "1"])?;
+    let manifest =
+        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Automatic");
+    let finished = Tool::run(&manifest, &[])?.expect_exit(1, PATIENCE)?;
+    let status = finished.status()?;
+    let said = status["message"].as_str().unwrap_or_default();
+    ensure!(said.contains("cannot pause writes") && said.contains("pauseSourceWrites: false"), "{status}");
+    ensure!(status["cutover"]["completionTime"].is_null(), "{status}");
+    let manifest =
+        manifest.set("/spec/cutover/pauseSourceWrites", false).set("/spec/target/existingKeys", "Replace");
+    let finished = Tool::run(&manifest, &[])?.expect_exit(0, PATIENCE)?;
+    let status = finished.status()?;
+    ensure!(status["cutover"]["completionTime"].is_string(), "{status}");
+    ensure!(status["cutover"]["writePauseMillis"].as_i64().unwrap_or_default() == 0, "{status}");
+    Ok(())
+}

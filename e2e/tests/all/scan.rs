@@ -55,7 +55,9 @@ fn passes_do_with_few_permissions() -> Result<()> {
     from.run(args!["DEL", "load:gone"])?;
     from.run(args!["SET", "cut:over", "1"])?;
     to.run(args!["FLUSHALL"])?;
-    let manifest = manifest.set("/spec/cutover/mode", "Automatic");
+    // Nobody writes any more, and nobody may be held without the right to it.
+    let cutover = json!({"mode": "Automatic", "pauseSourceWrites": false});
+    let manifest = manifest.set("/spec/cutover", cutover);
     let tool = Tool::run(&manifest, &[])?;
     tool.wait_condition("Verified", PATIENCE)?;
     let finished = tool.expect_exit(0, PATIENCE)?;

@@ -33,6 +33,10 @@ pub(super) enum Switch {
     NotDone {
         why: String,
     },
+    /// Not by trying again: the plan has to change.
+    Impossible {
+        why: String,
+    },
 }
 
 /// The plan that replaces `current`; waits for one, for ever where none can come.
@@ -129,6 +133,16 @@ impl Run {
                 Switch::Done => return Ok(Some(Outcome::Done)),
                 Switch::Differs { count } => return Ok(Some(Outcome::Differences { count })),
                 Switch::NotDone { why } => why,
+                Switch::Impossible { why } if self.options.plans.is_none() => {
+                    return Err(Ended::Other { reason: reason::PAUSE_TIMEOUT, message: why });
+                }
+                Switch::Impossible { why } => {
+                    self.state.set(conditions::CUTOVER_READY, false, reason::PAUSE_TIMEOUT, &why);
+                    if let Some(outcome) = self.follow(&why).await? {
+                        return Ok(Some(outcome));
+                    }
+                    continue;
+                }
             };
             self.adopt_newest();
             if !self.plan.cutover.goes_ahead() {
@@ -175,9 +189,9 @@ impl Run {
         let mut compared = None;
         let shards = self.shards.clone();
         let mut result: Option<Result<Paused, ConnectionError>> = None;
-        let (mut pauses, mut cannot) = (Pauses::default(), Vec::new());
+        let mut pauses = Pauses::default();
         let ended = {
-            let (result, pauses, cannot) = (&mut result, &mut pauses, &mut cannot);
+            let (result, pauses) = (&mut result, &mut pauses);
             let compared = &mut compared;
             let compare = async move |budget| {
                 if let Some(comparison) = comparison {
@@ -188,15 +202,12 @@ impl Run {
             let drain = async move {
                 *result = Some(tokio::select! {
                     biased;
-                    drained = cutover::drain(&shards, &plan, pauses, cannot, compare) => drained,
+                    drained = cutover::drain(&shards, &plan, pauses, compare) => drained,
                     () = withdrawn => Ok(Paused::Withdrawn),
                 });
             };
             self.until(drain).await
         };
-        for why in &cannot {
-            tracing::warn!("{why}; stop the writers yourself before the cutover");
-        }
         let drained = ended.and_then(|()| self.judge(result, compared, &asked));
         let done = matches!(drained, Ok(Switch::Done));
         if !done {
@@ -237,6 +248,12 @@ impl Run {
                 asked.cutover.pause_timeout_seconds
             ),
             Some(Ok(Paused::Withdrawn)) => "the cutover was withdrawn; writes go on at the source".to_owned(),
+            Some(Ok(Paused::Impossible { why })) => {
+                let why = format!(
+                    "{why}; stop the writers yourself, then say so by spec.cutover.pauseSourceWrites: false"
+                );
+                return Ok(Switch::Impossible { why });
+            }
             Some(Ok(Paused::FailedOver { shard, from, to })) => format!(
                 "the master of shard {shard} became {to} while writes to {from} were paused: no cutover, as writes may have gone there"
             ),
