@@ -156,6 +156,44 @@ fn a_pause_that_runs_out_is_told_and_the_next_approval_succeeds() -> Result<()> 
     Ok(())
 }
 
+/// It waits until its writers are said to be stopped, also when that is said while a pause is being tried.
+#[test]
+fn a_source_that_cannot_pause_is_waited_for() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.namespace("no-pause", &[])?;
+    let sides = Sides::start(Options::new(VERSION))?;
+    sides.source.conn()?.run(args!["ACL", "SETUSER", "default", "-client|pause"])?;
+    let operator = Arc::new(Operator::start(plane, "no-pause", "a")?);
+    let migration = Arc::new(Migration::apply(plane, "no-pause", "orders", &sides.manifest(2))?);
+    migration.wait_condition("CutoverReady", PATIENCE)?;
+    migration.approve()?;
+    let status = migration.wait_for("why there was no cutover", PATIENCE, |status| {
+        status["phase"] == "IncrementalSync"
+            && reason(status, "CutoverReady").as_deref() == Some("PauseTimeout")
+    })?;
+    let message = status["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains("cannot pause writes") && message.contains("pauseSourceWrites: false"),
+        "{message}"
+    );
+    ensure!(condition(&status, "CutoverReady").as_deref() == Some("False"), "{status}");
+    ensure!(status["cutover"]["startTime"].is_null(), "{status}");
+    sides.source.conn()?.run(args!["SET", "after", "1"])?;
+
+    let adopted = |operator: &Operator| operator.log().matches("the changed spec holds").count();
+    let (told, said) = (Arc::clone(&operator), Arc::clone(&migration));
+    sides.before_source.before(b"\r\nPAUSE\r\n", move || {
+        let before = adopted(&told);
+        drop(said.patch(&json!({"spec": {"cutover": {"pauseSourceWrites": false}}})));
+        drop(wait_until("the change", PATIENCE, || Ok((adopted(&told) > before).then_some(()))));
+    });
+    migration.patch(&json!({"spec": {"cutover": {"pauseTimeoutSeconds": 3}}}))?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    wait_equal(&sides.source.endpoint(), &sides.target.endpoint(), Duration::ZERO)?;
+    ensure!(migration.status()["cutover"]["writePauseMillis"] == 0, "{}", migration.status());
+    nothing_left(&migration, &sides.target)
+}
+
 /// By another mode, by `suspend`, by the end of the replica, by a deletion.
 #[test]
 fn writers_go_on_when_the_cutover_is_broken_off() -> Result<()> {

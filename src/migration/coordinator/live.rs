@@ -133,6 +133,8 @@ impl Run {
                 Switch::Done => return Ok(Some(Outcome::Done)),
                 Switch::Differs { count } => return Ok(Some(Outcome::Differences { count })),
                 Switch::NotDone { why } => why,
+                // What would have been waited for came while it was tried.
+                Switch::Impossible { .. } if self.plan.cutover != plan => continue,
                 Switch::Impossible { why } if self.options.plans.is_none() => {
                     return Err(Ended::Other { reason: reason::PAUSE_TIMEOUT, message: why });
                 }
