@@ -204,10 +204,8 @@ fn during_the_stream(version: Version, target: &Endpoint, source: Cluster) -> Re
 
     // What was taken over is known to the next run, and there can be a cutover.
     let cutover = manifest
-        .set(
-            "/spec/cutover",
-            serde_json::json!({"mode": "Automatic", "pauseSourceWrites": version.has(6, 2)}),
-        )
+        .set("/spec/cutover/mode", "Automatic")
+        .set("/spec/cutover/pauseSourceWrites", version.has(6, 2))
         .set("/spec/verification/mode", "Full");
     let finished = Tool::run_in(folder, &cutover, &[])?.expect_exit(0, PATIENCE)?;
     ensure!(full_resyncs(&finished.status()?) == 0, "{}", finished.status()?);

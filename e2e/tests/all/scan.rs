@@ -56,8 +56,8 @@ fn passes_do_with_few_permissions() -> Result<()> {
     from.run(args!["SET", "cut:over", "1"])?;
     to.run(args!["FLUSHALL"])?;
     // Nobody writes any more, and nobody may be held without the right to it.
-    let cutover = json!({"mode": "Automatic", "pauseSourceWrites": false});
-    let manifest = manifest.set("/spec/cutover", cutover);
+    let manifest =
+        manifest.set("/spec/cutover/mode", "Automatic").set("/spec/cutover/pauseSourceWrites", false);
     let tool = Tool::run(&manifest, &[])?;
     tool.wait_condition("Verified", PATIENCE)?;
     let finished = tool.expect_exit(0, PATIENCE)?;
