@@ -10,6 +10,7 @@ mod identity;
 mod kept;
 mod setup;
 pub mod shard;
+mod standing;
 mod state;
 mod territory;
 mod verification;

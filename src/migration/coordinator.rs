@@ -19,6 +19,7 @@ use super::checkpoints::{self, Checkpoints, SetAside};
 use super::cutover::Measured;
 use super::degraded;
 use super::identity::KnownShard;
+use super::standing::{self, Standing};
 use super::state::{Shard, State};
 use super::territory;
 use super::verification::{self, failed, released, settle};
@@ -69,8 +70,12 @@ struct Run {
     last_progress: (Instant, (u64, u64)),
     /// How often shards were given to other processes.
     moves: u64,
-    /// Slots that had been taken over from other shards when everything was compared last.
+    /// From when on all shards were in sync once.
+    standing: Option<Standing>,
+    /// Slots that had been taken over from other shards when everything was compared last, and full resyncs
+    /// by then.
     compared_adoptions: u64,
+    compared_resyncs: u64,
     /// What the last verification took; `None`: there was none.
     measured: Option<Measured>,
     /// As the data directory has it.
@@ -102,7 +107,7 @@ pub async fn run(plan: Arc<Plan>, options: RunOptions, observers: Observers) -> 
         }
     };
     // From here on the target holds more than the old checkpoint says; an orderly stop writes a new one.
-    let begun = Checkpoints::begun(known.clone(), set_aside.clone());
+    let begun = Checkpoints::begun(&plan, known.clone(), set_aside.clone());
     if let Some(data_dir) = &options.data_dir
         && let Err(error) = checkpoints::save(data_dir, &plan.uid, &begun)
     {
@@ -166,7 +171,9 @@ impl Run {
             adopted: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
             moves: 0,
+            standing: None,
             compared_adoptions: 0,
+            compared_resyncs: 0,
             measured: None,
             set_aside,
             unkept: String::new(),
@@ -240,27 +247,13 @@ impl Run {
             }
         })
         .await?;
-        self.state.set(
-            conditions::FULL_SYNCED,
-            true,
-            reason::INCREMENTAL_SYNC,
-            "the snapshot stands on the target",
-        );
+        self.say_full_synced();
         self.state.phase(Phase::IncrementalSync, "catching up");
         let shards = self.shards.clone();
         self.until(async move { settle(&shards).await }).await?;
         self.state.gather(&self.shards);
-        let mut message = format!("in sync, {} shard(s)", self.shards.len());
-        let by_passes = |shard: &Shard| shard.progress.scan.now().is_by_passes();
-        if self.shards.iter().any(by_passes) {
-            message.push_str(
-                ", as of the last pass over all keys; while writes go on it is not certain that passes converge",
-            );
-        }
-        self.state.set(conditions::IN_SYNC, true, reason::INCREMENTAL_SYNC, &message);
-        self.state.remove(conditions::RECONCILING);
-        self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
-        self.state.phase(Phase::IncrementalSync, &message);
+        self.say_in_sync();
+        self.standing = Some(Standing::default());
 
         loop {
             self.slots_at_rest().await?;
@@ -272,6 +265,9 @@ impl Run {
                 self.slots_at_rest().await?;
                 self.nothing_moved()?;
                 self.nothing_refused()?;
+                if self.changed_since_compared() {
+                    continue;
+                }
                 // Otherwise another run goes on from here to the cutover.
                 if self.plan.cutover.mode == CutoverMode::Never {
                     while !self.release().await? {}
@@ -287,7 +283,7 @@ impl Run {
     /// `Some`: what was found ends the run. A failover of the source in the middle starts it again.
     async fn verify(&mut self) -> Result<Option<Outcome>, Ended> {
         let (mut repeats, mut repairs) = (0, 0);
-        self.compared_adoptions = adoptions(&self.shards);
+        self.begin_comparing().await?;
         let verified = loop {
             let places = self.places();
             let Some(verified) = self.verify_once().await? else { return Ok(None) };
@@ -306,7 +302,11 @@ impl Run {
                 {
                     tracing::warn!("slots of the source moved during the verification, starting it again");
                     self.slots_at_rest().await?;
-                    self.compared_adoptions = adoptions(&self.shards);
+                    self.begin_comparing().await?;
+                }
+                Ok(_) if self.copied_since_compared() => {
+                    tracing::warn!("a shard was copied again during the verification, starting it again");
+                    self.begin_comparing().await?;
                 }
                 Ok(report) if self.may_repair(&report, repairs) => {
                     repairs += 1;
@@ -328,6 +328,30 @@ impl Run {
                 Err(Ended::Other { reason: reason::VERIFICATION_FAILED, message: error.to_string() })
             }
         }
+    }
+
+    /// What comes from here on, everything has to be compared for again.
+    async fn begin_comparing(&mut self) -> Result<(), Ended> {
+        while self.copied_since_compared() || !standing::in_step(&self.shards) {
+            self.compared_resyncs = standing::resyncs(&self.shards);
+            let shards = self.shards.clone();
+            self.until(async move {
+                settle(&shards).await;
+                poll_until(|| standing::in_step(&shards)).await;
+            })
+            .await?;
+        }
+        self.compared_adoptions = adoptions(&self.shards);
+        Ok(())
+    }
+
+    fn copied_since_compared(&self) -> bool {
+        standing::resyncs(&self.shards) > self.compared_resyncs
+    }
+
+    /// Since then keys came to the target that nobody compared.
+    fn changed_since_compared(&self) -> bool {
+        self.copied_since_compared() || adoptions(&self.shards) > self.compared_adoptions
     }
 
     fn may_repair(&self, report: &VerifyReport, repairs: u32) -> bool {

@@ -20,6 +20,7 @@ use super::state::{self, Shard};
 use super::{MigrationError, setup};
 use crate::api::Plan;
 use crate::api::conditions::reason;
+use crate::api::plan::CopiedBy;
 use crate::api::status::ShardStatus;
 use crate::loss::Loss;
 use crate::slot::SlotRanges;
@@ -67,14 +68,20 @@ pub struct Start {
     pub quarantined: u64,
     pub kinds: BTreeMap<Loss, u64>,
     pub adoptions: u64,
+    /// As the coordinator has it.
+    pub copied_by: CopiedBy,
+    pub full_resyncs: u64,
+    pub full_resync_reason: String,
+    pub resumes: u64,
 }
 
 impl Start {
     /// `None`: the shard's slots are not known, so that nobody else would find it.
-    pub fn of(setup: &WorkerSetup, progress: &ShardProgress) -> Option<Self> {
+    pub fn of(plan: &Plan, setup: &WorkerSetup, progress: &ShardProgress) -> Option<Self> {
         let shard = setup.feed.upstream().and_then(|upstream| upstream.shard.as_ref());
         let serves = shard.and_then(|shard| shard.now()).map(|at| at.serves);
         let (quarantined, kinds) = progress.lacking(setup.anew);
+        let link = progress.link.borrow().clone();
         Some(Self {
             shard: setup.shard.clone(),
             lineage: setup.lineage.clone(),
@@ -87,6 +94,10 @@ impl Start {
             quarantined,
             kinds,
             adoptions: progress.following.borrow().adoptions,
+            copied_by: plan.copied_by.clone(),
+            full_resyncs: link.full_resyncs,
+            full_resync_reason: link.full_resync_reason,
+            resumes: link.resumes,
         })
     }
 }
@@ -146,6 +157,9 @@ impl Post {
         data_dir: Option<&Path>,
         start: &Start,
     ) -> Result<Self, MigrationError> {
+        // A script in a ConfigMap may be another by now.
+        let copied_by = start.copied_by.clone();
+        Checkpoints { begun: true, copied_by, ..Checkpoints::default() }.goes_on_with(plan)?;
         let report = setup::preflight(plan, false).await?;
         let (source, _) = setup::sides(&report)?;
         let (folder, temporary) = spool_folder(data_dir, plan).map_err(|error| MigrationError {
@@ -200,6 +214,10 @@ impl Post {
             (numbers.quarantined, numbers.kinds) = (start.quarantined, start.kinds.clone());
         });
         progress.following.send_modify(|following| following.adoptions = start.adoptions);
+        progress.link.send_modify(|link| {
+            (link.full_resyncs, link.resumes) = (start.full_resyncs, start.resumes);
+            link.full_resync_reason.clone_from(&start.full_resync_reason);
+        });
         let shard = Shard {
             id: setup.shard.clone(),
             slots: serves.to_string(),

@@ -354,7 +354,7 @@ fn silent_link_is_noticed() -> Result<()> {
     stop(tool).map(drop)
 }
 
-fn signal(server: &Server, name: &str) -> Result<()> {
+pub fn signal(server: &Server, name: &str) -> Result<()> {
     let pid = server.pid().context("not running")?.to_string();
     let status = std::process::Command::new("kill").args([name, &pid]).status()?;
     ensure!(status.success(), "no process to signal");

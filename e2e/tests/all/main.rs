@@ -37,5 +37,6 @@ mod scan;
 mod scan_usage;
 mod security;
 mod shapes;
+mod standing;
 mod traffic;
 mod versions;

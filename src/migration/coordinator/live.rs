@@ -15,9 +15,9 @@ use crate::api::{Phase, Plan};
 use crate::connection::ConnectionError;
 use crate::migration::Outcome;
 use crate::migration::cutover::{self, Paused, Pauses};
-use crate::migration::degraded;
-use crate::migration::state::now;
+use crate::migration::state::{Shard, now};
 use crate::migration::verification::heard;
+use crate::migration::{degraded, standing};
 use crate::worker::WorkerError;
 
 /// Between two attempts of a cutover, so that writers are not held again at once.
@@ -93,20 +93,21 @@ impl Run {
                 return Ok(None);
             }
             let plan = self.plan.cutover;
-            if plan.mode == CutoverMode::Never {
-                self.state.remove(conditions::CUTOVER_READY);
-                if let Some(outcome) = self.follow("in sync; following until stopped").await? {
-                    return Ok(Some(outcome));
-                }
-                continue;
+            let never = plan.mode == CutoverMode::Never;
+            if !never {
+                self.nothing_refused()?;
+                self.slots_at_rest().await?;
+                self.nothing_moved()?;
             }
-            self.nothing_refused()?;
-            self.slots_at_rest().await?;
-            self.nothing_moved()?;
-            if adoptions(&self.shards) > self.compared_adoptions
+            if self.changed_since_compared()
                 && let Some(outcome) = self.verify().await?
             {
                 return Ok(Some(outcome));
+            }
+            if never {
+                self.state.remove(conditions::CUTOVER_READY);
+                self.follow("in sync; following until stopped").await?;
+                continue;
             }
             if !self.lag_is_low(plan).await? {
                 continue;
@@ -116,9 +117,7 @@ impl Run {
             if !plan.goes_ahead() {
                 let message = "in sync; waiting for spec.cutover.approved";
                 self.state.set(conditions::CUTOVER_READY, true, reason::AWAITING_APPROVAL, message);
-                if let Some(outcome) = self.follow(message).await? {
-                    return Ok(Some(outcome));
-                }
+                self.follow(message).await?;
                 continue;
             }
             // With the writes still going on, as it takes its time.
@@ -126,7 +125,11 @@ impl Run {
                 continue;
             }
             self.adopt_newest();
-            if self.plan.cutover != plan || self.plan.verification != verified {
+            if self.plan.cutover != plan
+                || self.plan.verification != verified
+                || self.changed_since_compared()
+                || !standing::in_step(&self.shards)
+            {
                 continue;
             }
             let why = match self.pause_and_drain(plan).await? {
@@ -140,9 +143,7 @@ impl Run {
                 }
                 Switch::Impossible { why } => {
                     self.state.set(conditions::CUTOVER_READY, false, reason::PAUSE_TIMEOUT, &why);
-                    if let Some(outcome) = self.follow(&why).await? {
-                        return Ok(Some(outcome));
-                    }
+                    self.follow(&why).await?;
                     continue;
                 }
             };
@@ -162,21 +163,14 @@ impl Run {
         }
     }
 
-    /// Until it is stopped or the plan changes. Slots that moved between shards of the source are compared once
-    /// they have come to rest; `Some`: what was found ends the run.
-    async fn follow(&mut self, message: &str) -> Result<Option<Outcome>, Ended> {
-        loop {
-            self.state.phase(Phase::IncrementalSync, message);
-            let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
-            let moved =
-                poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
-            if !self.until_changed(moved).await? {
-                return Ok(None);
-            }
-            if let Some(outcome) = self.verify().await? {
-                return Ok(Some(outcome));
-            }
-        }
+    /// Until it is stopped, the plan changes, shards are in sync again that were not, or slots that moved
+    /// between shards of the source have come to rest.
+    async fn follow(&mut self, message: &str) -> Result<(), Ended> {
+        self.state.phase(Phase::IncrementalSync, message);
+        let (shards, compared) = (self.shards.clone(), self.compared_adoptions);
+        let moved = poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
+        self.until_changed(moved).await?;
+        Ok(())
     }
 
     /// Unless it is done, writes go on at the source.
@@ -237,6 +231,10 @@ impl Run {
                 // The last commands may have been refused, too.
                 self.nothing_refused()?;
                 self.nothing_moved()?;
+                if self.copied_since_compared() {
+                    let why = "a shard was copied again while writes were paused; writes go on at the source";
+                    return Ok(Switch::NotDone { why: why.to_owned() });
+                }
                 let switch = self.judge_compared(compared, asked)?;
                 if !matches!(switch, Switch::Done) {
                     return Ok(switch);
@@ -273,15 +271,14 @@ impl Run {
         let message = "waiting for the lag to fall";
         self.state.set(conditions::CUTOVER_READY, false, reason::LAG_ABOVE_THRESHOLD, message);
         self.until_changed(async move {
-            for shard in &shards {
-                let mut numbers = shard.progress.numbers.subscribe();
-                // An error means that the worker is gone: its own result says why.
-                let _ = numbers
-                    .wait_for(|numbers| {
-                        numbers.lag_bytes <= plan.max_lag_bytes && numbers.lag_millis <= plan.max_lag_millis
-                    })
-                    .await;
-            }
+            poll_until(|| {
+                let low = |shard: &Shard| {
+                    let numbers = shard.numbers();
+                    numbers.lag_bytes <= plan.max_lag_bytes && numbers.lag_millis <= plan.max_lag_millis
+                };
+                standing::in_step(&shards) && shards.iter().all(low)
+            })
+            .await;
         })
         .await
     }

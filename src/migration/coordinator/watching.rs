@@ -3,13 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::{Ended, Run, live};
+use crate::api::Phase;
 use crate::api::conditions::{self, reason};
-use crate::migration::StopRequest;
+use crate::api::plan::CutoverMode;
 use crate::migration::checkpoints::{self, Checkpoints, SetAside};
-use crate::migration::degraded;
+use crate::migration::standing::{Seen, Stands};
 use crate::migration::state::{Shard, State, by_name, is_in_sync};
-use crate::worker::ShardPhase;
+use crate::migration::{StopRequest, degraded, standing};
+use crate::source::replication::LinkState;
+use crate::worker::progress::Seat;
 use crate::worker::turn::is_waiting;
+use crate::worker::{Numbers, ShardPhase};
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
@@ -58,7 +62,7 @@ impl Run {
         if set_aside == self.set_aside {
             return;
         }
-        let begun = Checkpoints::begun(self.known.clone(), set_aside.clone());
+        let begun = Checkpoints::begun(&self.plan, self.known.clone(), set_aside.clone());
         match checkpoints::save(data_dir, &self.plan.uid, &begun) {
             Ok(()) => (self.set_aside, self.unkept) = (set_aside, String::new()),
             // It is tried again and again.
@@ -70,11 +74,77 @@ impl Run {
         }
     }
 
+    pub(super) fn say_full_synced(&mut self) {
+        let message = "the snapshot stands on the target";
+        self.state.set(conditions::FULL_SYNCED, true, reason::INCREMENTAL_SYNC, message);
+    }
+
+    pub(super) fn say_in_sync(&mut self) {
+        let mut message = format!("in sync, {} shard(s)", self.shards.len());
+        let by_passes = |shard: &Shard| shard.progress.scan.now().is_by_passes();
+        if self.shards.iter().any(by_passes) {
+            message.push_str(
+                ", as of the last pass over all keys; while writes go on it is not certain that passes converge",
+            );
+        }
+        self.state.set(conditions::IN_SYNC, true, reason::INCREMENTAL_SYNC, &message);
+        self.state.remove(conditions::RECONCILING);
+        self.state.set(conditions::READY, true, reason::INCREMENTAL_SYNC, &message);
+        self.state.phase(Phase::IncrementalSync, &message);
+    }
+
+    /// Takes back what does not hold any more of what the conditions said, and says it again once it does.
+    fn say_where_it_stands(&mut self) {
+        let Some(standing) = &mut self.standing else { return };
+        let told: Vec<(&str, Numbers, LinkState, Seat)> = self
+            .shards
+            .iter()
+            .map(|shard| {
+                let seat = shard.progress.seat.borrow().clone();
+                (shard.id.as_str(), shard.numbers(), shard.link(), seat)
+            })
+            .collect();
+        let seen = told.iter().map(|(id, numbers, link, seat)| Seen { id, numbers, link, seat });
+        let first = standing.is_new();
+        let Some(stands) = standing.judge(seen, Instant::now()) else { return };
+        let (why, message) = match stands {
+            // As was just said.
+            Stands::InStep if first => return,
+            Stands::InStep => {
+                self.say_full_synced();
+                self.say_in_sync();
+                // Whoever waits for a word of the user looks again whether everything is compared.
+                self.adopted.send_modify(|count| *count += 1);
+                return;
+            }
+            Stands::Copying { message } => {
+                self.state.set(conditions::FULL_SYNCED, false, reason::FULL_RESYNC_FORCED, &message);
+                // It was of what is replaced now.
+                self.state.remove(conditions::VERIFIED);
+                self.state.phase(Phase::FullSync, &message);
+                (reason::FULL_RESYNC_FORCED, message)
+            }
+            Stands::Lost { reason, message } => {
+                self.state.status.message.clone_from(&message);
+                (reason, message)
+            }
+        };
+        tracing::warn!("{message}");
+        self.state.set(conditions::READY, false, why, &message);
+        self.state.set(conditions::IN_SYNC, false, why, &message);
+        self.state.set(conditions::RECONCILING, true, why, &message);
+        if self.plan.cutover.mode != CutoverMode::Never {
+            self.state.set(conditions::CUTOVER_READY, false, why, &message);
+        }
+        self.state.publish();
+    }
+
     fn observe(&mut self) -> Result<(), Ended> {
         self.share_out_slots();
         // Before anyone is told of it.
         self.keep_set_aside();
         self.state.gather(&self.shards);
+        self.say_where_it_stands();
         let causes = degraded::causes(&self.shards, &self.state.status);
         if let Some((reason, _)) = causes.first() {
             let messages: Vec<&str> = causes.iter().map(|(_, message)| message.as_str()).collect();
@@ -85,7 +155,7 @@ impl Run {
                 self.state.remove_reason(conditions::DEGRADED, reason);
             }
         }
-        let resyncs: u64 = self.shards.iter().map(|shard| shard.link().full_resyncs).sum();
+        let resyncs = standing::resyncs(&self.shards);
         let moved: u64 = self
             .shards
             .iter()
