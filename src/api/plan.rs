@@ -8,6 +8,10 @@ pub use crate::object::{FileUri, StoreCredentials};
 use crate::source::pressure::PressureLimits;
 use crate::transform::Transform;
 
+mod copied_by;
+
+pub use copied_by::CopiedBy;
+
 pub use crate::api::spec::{
     CutoverMode, Delivery, ExistingKeys, FullResyncPolicy, KeyspaceNotifications, ReadFrom, VerificationMode,
 };
@@ -29,6 +33,7 @@ pub struct Plan {
     /// Database on the source → database on the target; those not named keep their number.
     pub database_map: BTreeMap<u64, u64>,
     pub delivery: Delivery,
+    pub copied_by: CopiedBy,
     pub limits: LimitsPlan,
     pub verification: VerificationPlan,
     pub cutover: CutoverPlan,

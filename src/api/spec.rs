@@ -74,9 +74,9 @@ pub const NAME_MAX: usize = 52;
     )
     .message("spec.cutover.approved: cannot be taken back once the cutover has started"),
     validation = Rule::new(
-        "!has(oldSelf.status) || !has(oldSelf.status.shards) || oldSelf.status.shards.size() == 0 || self.spec.filter == oldSelf.spec.filter"
+        "!has(oldSelf.status) || !has(oldSelf.status.shards) || oldSelf.status.shards.size() == 0 || self.spec.filter == oldSelf.spec.filter && self.spec.databaseMap == oldSelf.spec.databaseMap && self.spec.delivery == oldSelf.spec.delivery"
     )
-    .message("spec.filter: cannot be changed once copying has begun")
+    .message("spec.filter, spec.databaseMap and spec.delivery: cannot be changed once copying has begun")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -90,16 +90,16 @@ pub struct RedisMigrationSpec {
     pub source: Source,
     /// Where the data goes. Cannot be changed, secret references aside.
     pub target: Target,
-    /// What to leave out or change on the way.
+    /// What to leave out or change on the way. Cannot be changed once copying has begun.
     #[serde(default)]
     pub filter: Filter,
     /// Database on the source → database on the target. Databases that are not named keep their
-    /// number.
+    /// number. Cannot be changed once copying has begun.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 1024))]
     pub database_map: BTreeMap<String, i64>,
     /// ExactlyOnce keeps checkpoints in the target, together with the data; AtLeastOnce writes no
-    /// keys of its own, and may repeat commands after a failure.
+    /// keys of its own, and may repeat commands after a failure. Cannot be changed once copying has begun.
     #[serde(default)]
     pub delivery: Delivery,
     /// How much at once. May change while running.

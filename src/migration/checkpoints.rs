@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::MigrationError;
 use super::identity::KnownShard;
-use crate::api::Status;
-use crate::api::plan::Delivery;
+use crate::api::conditions::reason;
+use crate::api::plan::{CopiedBy, Delivery};
 use crate::api::status::ShardStatus;
+use crate::api::{Plan, Status};
 use crate::slot::SlotRanges;
 use crate::worker::Checkpoint;
 
@@ -24,6 +26,8 @@ pub struct Checkpoints {
     pub known: Vec<KnownShard>,
     /// What each shard set aside, by the kinds' names: the target lacks it until the shard is copied anew.
     pub set_aside: SetAside,
+    /// By which it was copied; empty when an earlier version wrote this.
+    pub copied_by: CopiedBy,
 }
 
 /// By shard id, then by kind.
@@ -31,8 +35,23 @@ pub type SetAside = BTreeMap<String, BTreeMap<String, i64>>;
 
 impl Checkpoints {
     /// Of a run that has not stopped.
-    pub fn begun(known: Vec<KnownShard>, set_aside: SetAside) -> Self {
-        Self { begun: true, shards: BTreeMap::new(), known, set_aside }
+    pub fn begun(plan: &Plan, known: Vec<KnownShard>, set_aside: SetAside) -> Self {
+        let copied_by = plan.copied_by.clone();
+        Self { begun: true, shards: BTreeMap::new(), known, set_aside, copied_by }
+    }
+
+    /// What is on the target must not be gone on with by other rules.
+    pub fn goes_on_with(&self, plan: &Plan) -> Result<(), MigrationError> {
+        let Some(changed) = plan.copied_by.changed_since(&self.copied_by).filter(|_| self.begun) else {
+            return Ok(());
+        };
+        Err(MigrationError {
+            reason: reason::INVALID_SPEC,
+            message: format!(
+                "{changed} changed after copying had begun, and the target would hold a mixture: put it back, or begin anew with an empty target and another name"
+            ),
+            transient: false,
+        })
     }
 
     /// Takes in what an earlier run told, which may have been another process's and later than this one's.
@@ -134,7 +153,8 @@ mod tests {
             slots: "0-99".parse().unwrap(),
         }];
         let set_aside = SetAside::from([("10.0.0.1:6379".to_owned(), [("Commands".to_owned(), 2)].into())]);
-        let all = Checkpoints { begun: true, shards, known, set_aside };
+        let copied_by = serde_json::from_str(r#"{"spec.filter": "77"}"#).unwrap();
+        let all = Checkpoints { begun: true, shards, known, set_aside, copied_by };
         save(&data, "a.b", &all).unwrap();
         assert_eq!(load(&data, "a.b").unwrap(), all);
         // As an earlier version wrote it.

@@ -361,8 +361,8 @@ impl Placing {
     /// Gives the shard to another replica. `None`: that is not possible now.
     async fn send(&self, setup: &WorkerSetup, progress: &ShardProgress, owner: &str) -> Option<Seat> {
         let key = self.key(&setup.lineage);
-        let start = Start::of(setup, progress)?;
-        let generation = self.plans.borrow().generation;
+        let plan = Arc::clone(&self.plans.borrow());
+        let (start, generation) = (Start::of(&plan, setup, progress)?, plan.generation);
         let orders = Orders::of(start, generation, false, progress);
         tracing::info!(shard = %setup.shard, replica = owner, "giving a shard to another replica");
         let given =

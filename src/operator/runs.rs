@@ -74,6 +74,14 @@ struct Running {
     forwarder: JoinHandle<()>,
 }
 
+impl Running {
+    /// The changed spec is not taken up.
+    fn fault(&mut self, generation: i64, message: String) {
+        self.generation = generation;
+        self.fault.send_replace(Some((generation, message)));
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.forwarder.abort();
@@ -258,6 +266,15 @@ impl Runs {
     pub fn update(&self, uid: &str, plan: &Arc<Plan>, secrets: Secrets) -> bool {
         let mut entries = self.lock();
         let Some(Entry { state: State::Running(running), .. }) = entries.get_mut(uid) else { return false };
+        if let Some(changed) = plan.copied_by.changed_since(&running.plan.copied_by) {
+            let begun = !running.status.borrow().shards.is_empty();
+            if begun {
+                running.fault(plan.generation, format!(
+                    "{changed} changed after copying had begun: the migration goes on as it was; put it back for other changes to take effect"
+                ));
+            }
+            return begun;
+        }
         if !secrets.serve_like(&running.secrets)
             || needs_another_run(&running.plan, plan, &running.status.borrow())
         {
@@ -267,17 +284,14 @@ impl Runs {
         running.secrets = secrets;
         running.generation = plan.generation;
         running.fault.send_replace(None);
-        // What is left out must not change within a run: what was left out before would stay so.
-        let transform = running.plan.transform.clone();
-        running.plans.send_replace(Arc::new(Plan { transform, ..(**plan).clone() }));
+        running.plans.send_replace(Arc::clone(plan));
         true
     }
 
     /// The changed spec cannot be carried out; the run goes on by the one before.
     pub fn reject(&self, uid: &str, generation: i64, message: String) {
         if let Some(Entry { state: State::Running(running), .. }) = self.lock().get_mut(uid) {
-            running.generation = generation;
-            running.fault.send_replace(Some((generation, message)));
+            running.fault(generation, message);
         }
     }
 

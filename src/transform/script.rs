@@ -41,6 +41,10 @@ pub enum ScriptError {
 }
 
 impl Script {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Compiles the script and runs its outermost level once. `follows`: commands come behind the snapshot.
     pub fn new(text: &str, follows: bool) -> Result<Self, ScriptError> {
         if text.len() > LONGEST {

@@ -157,7 +157,8 @@ fn every_message_is_tried() -> Result<()> {
         .chain(changes().into_iter().map(|row| row.2))
         .chain(changes_of_other_kinds().into_iter().map(|row| row.4))
         .collect();
-    let elsewhere = ["databaseMap: a cluster", "spec.cutover.approved: cannot", "spec.filter: cannot"];
+    let elsewhere =
+        ["databaseMap: a cluster", "spec.cutover.approved: cannot", "spec.filter, spec.databaseMap and"];
     for message in messages {
         let known = |part: &&str| !part.is_empty() && message.contains(*part);
         ensure!(tried.iter().any(known) || elsewhere.iter().any(known), "nothing tries: {message}");
@@ -227,6 +228,7 @@ fn changes() -> Vec<(&'static str, Value, &'static str)> {
         ("serverName", target(json!({"tls": {"serverName": "other"}})), tls_fixed),
         ("certificates of any kind", target(json!({"tls": {"insecureSkipVerify": true}})), tls_fixed),
         ("target's endpoints", target(json!({"endpoints": ["other:6379"]})), target_fixed),
+        ("target's databases", target(json!({"clusterDatabases": true})), target_fixed),
         ("target's topology", target(json!({"topology": "Cluster"})), target_fixed),
         (
             "existing keys",
@@ -292,7 +294,7 @@ fn what_may_change_and_what_not() -> Result<()> {
 }
 
 #[test]
-fn a_filter_stands_once_copying_has_begun() -> Result<()> {
+fn what_is_copied_by_stands_once_copying_has_begun() -> Result<()> {
     let plane = ControlPlane::shared()?;
     let path = format!("{PATH}/filtered");
     let without = |name: &str| json!({"spec": {"filter": {"commands": {"exclude": [name]}}}});
@@ -301,8 +303,15 @@ fn a_filter_stands_once_copying_has_begun() -> Result<()> {
     plane.api().merge(&path, &without("PUBLISH"))?.expect(&[200])?;
     let begun = json!({"status": {"shards": [{"id": "a:1"}]}});
     plane.api().merge(&format!("{path}/status"), &begun)?.expect(&[200])?;
-    let refused = plane.api().merge(&path, &without("SPUBLISH"))?;
-    ensure!(refused.message().contains("spec.filter: cannot be changed"), "{}", refused.text);
+    let changes = [
+        without("SPUBLISH"),
+        json!({"spec": {"databaseMap": {"0": 1}}}),
+        json!({"spec": {"delivery": "AtLeastOnce"}}),
+    ];
+    for change in changes {
+        let refused = plane.api().merge(&path, &change)?;
+        ensure!(refused.message().contains("cannot be changed once copying has begun"), "{}", refused.text);
+    }
     plane.api().merge(&path, &json!({"spec": {"suspend": true}}))?.expect(&[200])?;
     Ok(())
 }

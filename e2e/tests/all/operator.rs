@@ -273,6 +273,19 @@ fn a_script_is_read_from_a_config_map_once_it_is_there() -> Result<()> {
         let found = target.conn()?.number(args!["EXISTS", "n:before", "n:behind"])?;
         Ok((found == 2).then_some(()))
     })?;
+    // Another script from here on would leave a mixture.
+    let path = "/api/v1/namespaces/scripts/configmaps/scripts";
+    let text = |script: &str| json!({"data": {"prefix.lua": script}});
+    plane.api().merge(path, &text(&script.replace("'n:'", "'m:'")))?.expect(&[200])?;
+    migration.approve()?;
+    let refused = migration.wait_for("the refusal", PATIENCE, |status| {
+        status["observedGeneration"] == 2
+            && e2e::tool::condition(status, "Stalled").as_deref() == Some("True")
+    })?;
+    ensure!(refused.to_string().contains("spec.filter.lua changed after copying had begun"), "{refused}");
+    plane.api().merge(path, &text(script))?.expect(&[200])?;
+    migration.patch(&json!({"spec": {"limits": {"pipelineCommands": 7}}}))?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
     migration.delete(PATIENCE)?;
     nothing_left(&migration, &target)?;
     migration.seen().map(drop)

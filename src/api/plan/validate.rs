@@ -11,10 +11,12 @@ use super::{
     Plan, RedisSource, RedisTarget, SourcePlan, SourceWay, SpecFault, TargetPlace, TargetPlan, refuse,
 };
 use crate::api::manifest::SecretStore;
+use crate::api::plan::CopiedBy;
 use crate::api::spec::{
     NAME_MAX, RedisMigration, RedisMigrationSpec, Source, SourceRedis, SourceType, Target, TargetRedis,
     TargetType, Topology,
 };
+use crate::transform::script::Script;
 
 use access::Access;
 
@@ -69,6 +71,8 @@ impl Validation<'_> {
             suspend: _,
         } = &migration.spec;
         let transform = self.filter(filter, source.type_, target.type_);
+        let script = transform.as_ref().and_then(|transform| transform.script.as_ref()).map(Script::text);
+        let copied_by = CopiedBy::of(&migration.spec, script);
         let source = self.source(source);
         let target_is_plain_cluster =
             target.redis.as_ref().is_some_and(|r| r.topology == Topology::Cluster && !r.cluster_databases);
@@ -82,6 +86,7 @@ impl Validation<'_> {
             uid,
             generation: migration.metadata.generation.unwrap_or(1),
             transform,
+            copied_by,
             database_map: self.database_map(database_map, target_is_plain_cluster),
             delivery: *delivery,
             limits: self.limits(limits),

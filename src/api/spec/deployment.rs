@@ -62,7 +62,7 @@ pub struct SourceRedis {
     validation = Rule::new("self.topology != 'Sentinel' || has(self.sentinel)")
         .message("sentinel: needed by topology Sentinel"),
     validation = Rule::new(
-        "self.topology == oldSelf.topology && self.endpoints == oldSelf.endpoints && has(self.sentinel) == has(oldSelf.sentinel) && self.endpointMap == oldSelf.endpointMap"
+        "self.topology == oldSelf.topology && self.endpoints == oldSelf.endpoints && has(self.sentinel) == has(oldSelf.sentinel) && self.endpointMap == oldSelf.endpointMap && self.clusterDatabases == oldSelf.clusterDatabases"
     )
     .message("the target cannot be changed, secret references aside")
 )]

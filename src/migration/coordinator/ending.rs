@@ -74,6 +74,7 @@ impl Run {
                     shards: checkpoints,
                     known: std::mem::take(&mut self.known),
                     set_aside: set_aside(&self.shards),
+                    copied_by: self.plan.copied_by.clone(),
                 };
                 checkpoints::save(&data_dir, &self.plan.uid, &left)
             };

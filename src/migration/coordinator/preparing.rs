@@ -42,6 +42,7 @@ pub(super) async fn prepare(
     if let Some(told) = &options.earlier {
         earlier.learn(told, plan.delivery);
     }
+    earlier.goes_on_with(plan)?;
     let report = setup::preflight(plan, !earlier.begun).await.inspect_err(|error| {
         state.set(conditions::PREFLIGHT_PASSED, false, error.reason, &error.message);
     })?;

@@ -11,7 +11,7 @@ use super::prepare::{Part, Prepared, prepare, spool_folder};
 use crate::api::conditions::{self, reason};
 use crate::api::plan::{Delivery, VerificationMode};
 use crate::api::{Phase, Plan};
-use crate::migration::checkpoints::{self, Checkpoints};
+use crate::migration::checkpoints::{self, Checkpoints, SetAside};
 use crate::migration::coordinator::{newer, reason_of};
 use crate::migration::state::{Observed, State};
 use crate::migration::verification::failed;
@@ -105,6 +105,7 @@ async fn begin(plan: &Plan, options: &RunOptions) -> Result<Prepared, MigrationE
     if let Some(data_dir) = &options.data_dir {
         earlier = checkpoints::load(data_dir, &plan.uid).map_err(|error| impossible(error.to_string()))?;
     }
+    earlier.goes_on_with(plan)?;
     let begun = earlier.begun || options.earlier.as_ref().is_some_and(|told| !told.shards.is_empty());
     let folder = spool_folder(options.data_dir.as_deref(), &plan.uid);
     let mut prepared = prepare(plan, !begun, &folder).await?;
@@ -116,7 +117,7 @@ async fn begin(plan: &Plan, options: &RunOptions) -> Result<Prepared, MigrationE
     if plan.target.redis().is_some()
         && let Some(data_dir) = &options.data_dir
     {
-        let begun = Checkpoints { begun: true, ..Checkpoints::default() };
+        let begun = Checkpoints::begun(plan, Vec::new(), SetAside::new());
         checkpoints::save(data_dir, &plan.uid, &begun).map_err(|error| impossible(error.to_string()))?;
     }
     Ok(prepared)
