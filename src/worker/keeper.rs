@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::route::Router;
 use super::{Checkpoint, WorkerSetup};
+use crate::api::plan::ExistingKeys;
 use crate::clock::unix_millis;
 use crate::connection::{Address, Connection, ConnectionError, Dialer};
 use crate::slot::SlotRanges;
@@ -31,7 +32,7 @@ pub enum KeeperError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(
-        "the target has data, but no longer what this migration kept there: the migration was completed by another process, or its keys were removed; start it again for a new full sync"
+        "the target has data, but no longer what this migration kept there: the migration was completed by another process, or its keys were removed; to copy again, empty the target first"
     )]
     Gone,
 }
@@ -159,7 +160,11 @@ impl Keeper {
             tracing::warn!("{UNGUARDED} is set: commands may be applied twice");
         }
         let single = matches!(router, Router::Single);
-        if vanished && state.records.is_empty() {
+        // Of an earlier run that stood a record would tell; and where nothing foreign may be on the target, one goes
+        // out in front of the first key.
+        let first = setup.existing_keys == ExistingKeys::Fail;
+        let was_here = setup.resume.is_some() || setup.restarted || setup.own_keys && first;
+        if (vanished || was_here) && state.records.is_empty() {
             keeper.none_is_left(&mut connections, dialer, single).await?;
         }
         let in_stream = |record: &&Record| matches!(record.place, RecordPlace::Stream { .. });
@@ -214,7 +219,10 @@ impl Keeper {
         }
         let standing = self.stand(state, single);
         if standing != Standing::Nothing {
-            return Ok(standing);
+            // Each of our batches brings a record, also to a target that lost all under an open connection; epochs
+            // are not brought back.
+            let lost = single && self.fence.has_vanished();
+            return Ok(if lost { Standing::Lost("it lost all that it had") } else { standing });
         }
         if acknowledged || self.fence.has_vanished() {
             self.none_is_left(connections, dialer, single).await?;

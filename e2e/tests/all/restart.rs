@@ -227,6 +227,59 @@ fn a_target_that_lost_all_is_filled_again() -> Result<()> {
     stop(tool).map(drop)
 }
 
+/// Also when its connections stay open, over which what was kept there comes back with the next command.
+#[test]
+fn a_target_that_was_flushed_in_between_is_filled_again() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let tool = Tool::run(&Manifest::between(&source.endpoint(), &target.endpoint()), &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    target.conn()?.run(args!["FLUSHALL"])?;
+    source.conn()?.run(args!["SET", "behind", "1"])?;
+    wait_until("the command behind it", PATIENCE, || {
+        let there = target.conn()?.number(args!["EXISTS", "behind"])? == 1;
+        Ok(there.then_some(()))
+    })?;
+    target.conn()?.run(args!["CLIENT", "KILL", "TYPE", "normal"])?;
+    tool.wait_for("an announced full resync", PATIENCE, |status| {
+        status["replication"]["fullResyncs"].as_i64().unwrap_or(0) >= 1
+    })?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    stop(tool).map(drop)
+}
+
+/// A run that knows of an earlier one only by its own folder must not take users' data for its own.
+#[test]
+fn what_was_completed_from_elsewhere_is_not_copied_again() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
+    let tool = Tool::run(&manifest, &["--until", "InSync"])?;
+    let folder = Arc::clone(&tool.folder);
+    tool.expect_exit(0, PATIENCE)?;
+    let elsewhere = manifest.clone().set("/spec/cutover/mode", "Automatic");
+    Tool::run(&elsewhere, &[])?.expect_exit(0, PATIENCE)?;
+    target.conn()?.run(args!["SET", "written:since", "1"])?;
+    ends_before_it_writes(Tool::run_in(folder, &manifest, &[])?)?;
+    assert_eq!(bytes(&target.conn()?.run(args!["GET", "written:since"])?), b"1");
+    Ok(())
+}
+
+/// What another filter left out, or would leave out, cannot be told from the target.
+#[test]
+fn by_other_rules_it_does_not_go_on() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
+    let tool = Tool::run(&manifest, &["--until", "InSync"])?;
+    let folder = Arc::clone(&tool.folder);
+    tool.expect_exit(0, PATIENCE)?;
+    let other = manifest.clone().set("/spec/filter/databases/exclude", vec![1]);
+    let refused = Tool::run_in(Arc::clone(&folder), &other, &[])?.expect_exit(2, PATIENCE)?;
+    assert!(refused.stderr.contains("spec.filter changed after copying had begun"), "{}", refused.stderr);
+    let limits = manifest.set("/spec/limits/pipelineCommands", 7);
+    Tool::run_in(folder, &limits, &["--until", "InSync"])?.expect_exit(0, PATIENCE)?;
+    assert_eq!(source.syncs()?, (1, 1));
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE).map(drop)
+}
+
 /// Another process may have completed the migration and gone; then nothing may be written any more.
 #[test]
 fn a_target_without_what_was_kept_there_is_not_written_to() -> Result<()> {
