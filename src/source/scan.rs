@@ -293,12 +293,15 @@ impl Scan {
             let passes = work.must_pass || (!told && (settles || Instant::now() >= next_pass));
             if passes {
                 let began = Instant::now();
+                // One that goes on where it broke off tells nothing of what changed before that place meanwhile.
+                let resumed = work.place.is_some();
                 // What goes wrong from here on calls for yet another.
                 let again = std::mem::take(&mut work.must_pass);
                 if let Err(error) = work.pass(session).await {
                     work.must_pass |= again;
                     return Err(error);
                 }
+                work.must_pass |= resumed;
                 next_pass = Instant::now() + (began.elapsed() * REST_FACTOR).clamp(REST, MOST_REST);
                 self.progress.passed(work.changes);
             } else if settles {
@@ -307,7 +310,10 @@ impl Scan {
             work.read_changed(session).await?;
             work.emit.flush().await?;
             if settles {
-                self.progress.reach(asked, work.emit.written());
+                // Else names were lost, and only another pass finds them again.
+                if !work.must_pass {
+                    self.progress.reach(asked, work.emit.written());
+                }
                 continue;
             }
             if !changed.is_empty() {

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use e2e::client::bytes;
 use e2e::compare::{Rules, wait_equal_with};
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
 use e2e::scenario::{PATIENCE, copy_at_rest, copy_under_load, stop, verify};
-use e2e::{Cluster, Endpoint, Manifest, Options, Server, Tool, Version, args, wait_until};
+use e2e::{Batch, Cluster, Endpoint, Manifest, Options, Proxy, Server, Tool, Version, args, wait_until};
 use serde_json::json;
 
 const VERSION: Version = Version::REDIS_7_0;
@@ -173,6 +174,104 @@ fn what_was_not_heard_is_found() -> Result<()> {
         let mut to = target.conn()?;
         let found = (to.number(args!["EXISTS", "vanishes"])?, to.number(args!["EXISTS", "comes"])?);
         Ok((found == (0, 1)).then_some(()))
+    })?;
+    wait_equal_with(&source.endpoint(), &target.endpoint(), &rules(), PATIENCE)?;
+    e2e::scenario::stop(tool).map(drop)
+}
+
+/// Runs `act` before the `count`th time that these bytes pass.
+fn before_the(proxy: &Arc<Proxy>, count: usize, bytes: &'static [u8], act: impl FnOnce() + Send + 'static) {
+    let again = Arc::clone(proxy);
+    proxy.before(bytes, move || match count {
+        0 | 1 => act(),
+        _ => before_the(&again, count - 1, bytes, act),
+    });
+}
+
+/// A pass that goes on where it broke off does not see what changed behind it meanwhile.
+#[test]
+fn what_changed_behind_a_pass_that_broke_off_is_found() -> Result<()> {
+    let source = Options::new(VERSION).with(NOTIFICATIONS, "AE").start()?;
+    let target = Server::start(VERSION)?;
+    let write = |batch: &mut Batch, value: &str| {
+        (0..20_000).for_each(|key| batch.add(args!["SET", format!("key:{key}"), value]));
+    };
+    let mut batch = Batch::default();
+    write(&mut batch, "before");
+    source.conn()?.pipeline(&batch)?;
+    let proxy = Arc::new(Proxy::start(&source.address())?);
+    let proxied = Endpoint { address: proxy.address(), ..source.endpoint() };
+    let tool = Tool::run(&manifest(&proxied, &target.endpoint()), &[])?;
+    tool.wait_condition("Verified", PATIENCE)?;
+
+    let mut meddler = source.conn()?;
+    before_the(&proxy, 10, b"\r\nSCAN\r\n", move || {
+        let mut batch = Batch::default();
+        batch.add(args!["MULTI"]);
+        for kind in ["pubsub", "normal"] {
+            batch.add(args!["CLIENT", "KILL", "TYPE", kind]);
+        }
+        write(&mut batch, "since");
+        batch.add(args!["EXEC"]);
+        drop(meddler.pipeline(&batch));
+    });
+    // Calls for the pass.
+    source.conn()?.run(args!["CLIENT", "KILL", "TYPE", "pubsub"])?;
+    wait_until("all keys to be read again", PATIENCE, || {
+        let first = target.conn()?.run(args!["GET", "key:0"])?;
+        Ok((bytes(&first) == b"since").then_some(()))
+    })?;
+    wait_equal_with(&source.endpoint(), &target.endpoint(), &rules(), PATIENCE)?;
+    e2e::scenario::stop(tool).map(drop)
+}
+
+/// Its connection is lost when a part of it stands on the target.
+#[test]
+fn a_big_value_that_broke_off_is_read_again_or_goes() -> Result<()> {
+    let source = Options::new(VERSION).with(NOTIFICATIONS, "AE").start()?;
+    let target = Server::start(VERSION)?;
+    let fill = |key: &str, value: &str| -> Result<()> {
+        let mut batch = Batch::default();
+        batch.add(args!["MULTI"]);
+        batch.add(args!["DEL", key]);
+        let element = value.repeat(1024);
+        for _ in 0..600 {
+            let mut push: Vec<&[u8]> = vec![b"RPUSH", key.as_bytes()];
+            push.extend((0..32).map(|_| element.as_bytes()));
+            batch.add(&push);
+        }
+        batch.add(args!["EXEC"]);
+        source.conn()?.pipeline(&batch).map(drop)
+    };
+    fill("known", "a")?;
+    let proxy = Arc::new(Proxy::start(&source.address())?);
+    let proxied = Endpoint { address: proxy.address(), ..source.endpoint() };
+    let manifest = manifest(&proxied, &target.endpoint()).set("/spec/limits/maxRestoreBytes", "256Ki");
+    let tool = Tool::run(&manifest, &[])?;
+    tool.wait_condition("Verified", PATIENCE)?;
+    let cut = |mut conn: e2e::Conn, key: Option<&'static str>| {
+        let proxy = Arc::clone(&proxy);
+        move || {
+            key.into_iter().for_each(|key| drop(conn.run(args!["DEL", key])));
+            proxy.cut();
+        }
+    };
+    // Read once to see whether it changed, then once more in pieces.
+    before_the(&proxy, 60, b"\r\nLRANGE\r\n", cut(source.conn()?, None));
+    fill("known", "b")?;
+    wait_until("the value to be broken off and read again", PATIENCE, || {
+        let (length, last) = {
+            let mut to = target.conn()?;
+            (to.number(args!["LLEN", "known"])?, to.run(args!["LINDEX", "known", "-1"])?)
+        };
+        Ok((length == 600 * 32 && bytes(&last).starts_with(b"b")).then_some(()))
+    })?;
+
+    before_the(&proxy, 10, b"\r\nLRANGE\r\n$3\r\nnew\r\n", cut(source.conn()?, Some("new")));
+    fill("new", "c")?;
+    wait_until("the part of it to go", PATIENCE, || {
+        let there = |server: &Server| server.conn()?.number(args!["EXISTS", "new"]);
+        Ok((there(&source)? == 0 && there(&target)? == 0).then_some(()))
     })?;
     wait_equal_with(&source.endpoint(), &target.endpoint(), &rules(), PATIENCE)?;
     e2e::scenario::stop(tool).map(drop)

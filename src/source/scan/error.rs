@@ -23,6 +23,9 @@ pub enum ScanError {
     Elsewhere(ReplicationError),
     #[error("{address}: {command} refused: {text}; a scan needs it, grant it to the user")]
     Refused { address: Address, command: &'static str, text: String },
+    /// Of one key, for which nothing is lost by that: its slot is moving.
+    #[error("{address}: a key is served elsewhere now")]
+    Moved { address: Address },
     #[error("{address}: the reply to {command} is not what this command returns")]
     Unexpected { address: Address, command: &'static str },
     #[error("{address} is a replica that does not follow its master now")]
@@ -66,7 +69,7 @@ impl ScanError {
                 ReplyVerdict::of(text.as_bytes()).next(),
                 Next::Reroute | Next::RetryLater | Next::RetryUntilOperator
             ),
-            Self::Unlinked { .. } | Self::Deaf { .. } => true,
+            Self::Unlinked { .. } | Self::Deaf { .. } | Self::Moved { .. } => true,
             Self::Unexpected { .. } | Self::TooLarge { .. } | Self::UnknownType { .. } => false,
             Self::NoDump { .. } | Self::UnknownForm { .. } => false,
             Self::TooMany { .. } | Self::Names { .. } | Self::AnewForbidden { .. } | Self::Spool(_) => false,

@@ -21,6 +21,8 @@ const PIECE: u64 = 1 << 20;
 const MOST_ELEMENTS: u64 = 512;
 /// Big ones that may wait for their turn.
 const MOST_BIG: usize = 1000;
+/// Stands for the digest of a value that is half passed on: no value is taken for the same.
+const HALF: u64 = 0x5bd1_e995_27d4_eb2f;
 
 impl Work {
     /// There are so many of them that their turn has come.
@@ -66,7 +68,11 @@ impl Work {
         if known {
             // Most that are known have not changed: only then it is worth to read it twice.
             let mut piece = Piece { session, emit: None, db, key, size, crc: begin() };
-            if !piece.read(&type_).await? {
+            let there = match piece.read(&type_).await {
+                Err(ScanError::Moved { .. }) => return Ok(()),
+                there => there?,
+            };
+            if !there {
                 self.gone(db, key);
                 return Ok(());
             }
@@ -75,17 +81,22 @@ impl Work {
                 return Ok(());
             }
         }
+        // From here on until all of it is passed on the target has it neither as it was nor as it is.
+        if self.meets(db, key, HALF, None, true) == News::New {
+            self.names.push(db, key);
+        }
         let mut piece = Piece { session, emit: Some(&mut self.emit), db, key, size, crc: begin() };
         piece.emit(&[b"DEL", key]);
-        let there = piece.read(&type_).await?;
+        let there = match piece.read(&type_).await {
+            Err(ScanError::Moved { .. }) => return Ok(()),
+            there => there?,
+        };
         let digest = piece.crc.value();
         if let Some(at) = expiry.at().filter(|_| there) {
             let mut digits = itoa::Buffer::new();
             piece.emit(&[b"PEXPIREAT", key, digits.format(at.max(1)).as_bytes()]);
         }
-        if self.meets(db, key, digest, expiry.at(), exact) == News::New {
-            self.names.push(db, key);
-        }
+        self.meets(db, key, digest, expiry.at(), exact);
         self.changes += 1;
         self.emit.settle().await
     }
@@ -290,7 +301,7 @@ impl Piece<'_> {
     }
 }
 
-/// `None`: the key is of another type by now, or elsewhere.
+/// `None`: the key is of another type by now.
 async fn ask<'w>(
     wire: &'w mut Wire,
     args: &[&[u8]],
@@ -300,8 +311,10 @@ async fn ask<'w>(
     match wire.call(args).await? {
         Frame::Error(text) => {
             let verdict = ReplyVerdict::of(text);
+            if verdict.next() == Next::Reroute {
+                return Err(ScanError::Moved { address });
+            }
             let other = verdict == ReplyVerdict::WrongType
-                || verdict.next() == Next::Reroute
                 || text.starts_with(b"ERR no such key")
                 || text.starts_with(b"NOGROUP");
             if other { Ok(None) } else { Err(ScanError::refused(&address, command, text)) }

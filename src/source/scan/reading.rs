@@ -309,12 +309,17 @@ impl Work {
         let expiry = read_expiry(wire, address, exact, now).await?;
         let mut verdict = None;
         match wire.reply().await? {
-            Frame::Bulk(Some(text)) if text.len() < PREFIX => match expiry {
-                Ok(Expiry::Gone) => self.absent(db, key, &Found::Gone),
-                // Text can always be passed on.
-                Ok(expiry) => _ = self.take(db, key, expiry.at(), exact, Value::Text(text), usage),
-                Err(found) => self.absent(db, key, &found),
-            },
+            // A file gets no later word: whether an empty text is one, or nothing any more, DUMP tells.
+            Frame::Bulk(Some(text))
+                if text.len() < PREFIX && !(text.is_empty() && self.rules.whole_values) =>
+            {
+                match expiry {
+                    Ok(Expiry::Gone) => self.absent(db, key, &Found::Gone),
+                    // Text can always be passed on.
+                    Ok(expiry) => _ = self.take(db, key, expiry.at(), exact, Value::Text(text), usage),
+                    Err(found) => self.absent(db, key, &found),
+                }
+            }
             Frame::Bulk(_) => verdict = Some(ReplyVerdict::WrongType),
             Frame::Error(text) => match ReplyVerdict::of(text) {
                 found if found == ReplyVerdict::WrongType || found.next() == Next::Reroute => {
