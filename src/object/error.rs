@@ -28,6 +28,12 @@ pub enum ObjectError {
     Exists { uri: FileUri },
     #[error("{uri}: what was read back differs from what was written: the storage damaged it")]
     ReadBack { uri: FileUri },
+    #[error("{source}; the file was written to its end, but not read back, and stays where it is")]
+    Unread { source: Box<ObjectError> },
+    #[error(
+        "{uri}: another run is writing it; let that one come to its end, or stop it, or name another file"
+    )]
+    Busy { uri: FileUri },
     #[error("{uri}: credentialsSecretRef: the key {key} is not text")]
     NotText { uri: FileUri, key: &'static str },
     #[error("{uri}: credentialsSecretRef: {source}")]

@@ -1,5 +1,6 @@
 //! Writing a file that appears under its name only when it is whole.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FsPath, PathBuf};
 
 use bytes::Bytes;
@@ -34,8 +35,16 @@ pub struct Draft {
 }
 
 enum To {
-    Local { file: fs::File, draft: PathBuf, path: PathBuf },
-    Store { upload: WriteMultipart, opened: Opened },
+    /// The file is locked as long as it is open.
+    Local {
+        file: fs::File,
+        draft: PathBuf,
+        path: PathBuf,
+    },
+    Store {
+        upload: WriteMultipart,
+        opened: Opened,
+    },
 }
 
 impl Destination {
@@ -49,8 +58,8 @@ impl Destination {
         // That it may be written shows only when it is. Another run may just be writing.
         match self.begin_as("check").await?.to {
             To::Local { draft, file, .. } => {
-                drop(file);
                 let removed = fs::remove_file(&draft).await;
+                drop(file);
                 removed.map_err(|error| ObjectError::file(&self.uri, error))
             }
             To::Store { upload, .. } => {
@@ -96,14 +105,18 @@ impl Destination {
                     other => PathBuf::from(other.name()),
                 };
                 let draft = beside(&path, what);
-                // What an earlier run left half written goes.
-                let file = fs::File::create(&draft).await.map_err(|error| match error.kind() {
+                let own = draft.clone();
+                let file = tokio::task::spawn_blocking(move || begin_draft(&own)).await;
+                let file = file.map_err(std::io::Error::other).and_then(|file| file);
+                let file = file.map_err(|error| match error.kind() {
                     std::io::ErrorKind::NotFound => ObjectError::File {
                         uri: uri.clone(),
                         source: std::io::Error::new(error.kind(), "there is no such folder; make it first"),
                     },
+                    std::io::ErrorKind::ResourceBusy => ObjectError::Busy { uri: uri.clone() },
                     _ => ObjectError::file(uri, error),
                 })?;
+                let file = fs::File::from_std(file);
                 To::Local { file, draft, path }
             }
         };
@@ -133,7 +146,7 @@ impl Draft {
     }
 
     /// Gives the file its name. `goes_on` is told how many bytes were read back, and says whether to go on: false
-    /// then, and nothing is left.
+    /// then, and nothing is left; but in a store, where it has taken an earlier one's place by then, it stays.
     pub async fn finish(self, mut goes_on: impl FnMut(u64) -> bool) -> Result<bool, ObjectError> {
         if let Err(error) = self.destination.is_free().await {
             self.abort().await;
@@ -148,7 +161,6 @@ impl Draft {
                     let failed = |error| ObjectError::file(uri, error);
                     file.flush().await.map_err(failed)?;
                     file.sync_all().await.map_err(failed)?;
-                    drop(file);
                     if let Some(written) = written {
                         let draft = FileUri::Local(draft.display().to_string());
                         if !read_back(&draft, &destination, written, &mut goes_on).await? {
@@ -165,6 +177,8 @@ impl Draft {
                 if !matches!(named, Ok(true)) {
                     let _ = fs::remove_file(&draft).await;
                 }
+                // Not before: another run must not begin on it.
+                drop(file);
                 named
             }
             To::Store { upload, opened } => {
@@ -172,13 +186,22 @@ impl Draft {
                 finished.map_err(|error| ObjectError::store(uri, &error))?;
                 let Some(written) = written else { return Ok(true) };
                 let same = read_back(uri, &destination, written, &mut goes_on).await;
-                if matches!(same, Ok(false) | Err(ObjectError::ReadBack { .. }))
-                    && let Err(error) = opened.store.delete(&opened.path).await
-                {
+                let goes = match &same {
+                    Ok(false) => !replace,
+                    Err(ObjectError::ReadBack { .. }) => true,
+                    Ok(true) | Err(_) => false,
+                };
+                if goes && let Err(error) = opened.store.delete(&opened.path).await {
                     let error = ObjectError::store(uri, &error);
                     tracing::error!(%error, "a file that is damaged, or was not read back, stays where it was written");
                 }
-                same
+                if matches!(same, Ok(false)) && !goes {
+                    tracing::warn!(%uri, "the file was written to its end and took the place of the earlier one, but was not read back to its end: stopped");
+                }
+                same.map_err(|error| match error {
+                    ObjectError::ReadBack { .. } => error,
+                    error => ObjectError::Unread { source: Box::new(error) },
+                })
             }
         }
     }
@@ -188,10 +211,10 @@ impl Draft {
         let uri = self.destination.uri;
         match self.to {
             To::Local { file, draft, .. } => {
-                drop(file);
                 if let Err(error) = fs::remove_file(&draft).await {
                     tracing::warn!(%error, file = %draft.display(), "a file that is not whole stays");
                 }
+                drop(file);
             }
             To::Store { upload, .. } => {
                 if let Err(error) = upload.abort().await {
@@ -199,6 +222,33 @@ impl Draft {
                     tracing::warn!(%error, "parts of a file that is not whole stay in the store");
                 }
             }
+        }
+    }
+}
+
+/// An empty file that no other run writes to as long as it is open; `ResourceBusy` when one does. What an earlier run
+/// left half written goes.
+fn begin_draft(path: &FsPath) -> std::io::Result<std::fs::File> {
+    loop {
+        let file = std::fs::File::options().write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(std::io::ErrorKind::ResourceBusy.into()),
+            // Some file systems know no locks.
+            Err(std::fs::TryLockError::Error(error)) => {
+                tracing::debug!(%error, file = %path.display(), "not locked");
+            }
+        }
+        // Whoever had the lock may have given the file its name meanwhile.
+        let (ours, there) = (file.metadata()?, std::fs::metadata(path));
+        match there {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                file.set_len(0)?;
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -248,4 +298,35 @@ async fn read_back(
         return Err(ObjectError::ReadBack { uri: destination.uri.clone() });
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As with a nightly backup that still runs when the next one begins.
+    #[tokio::test]
+    async fn two_runs_do_not_write_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dump.rdb");
+        let uri = FileUri::Local(path.display().to_string());
+        let destination = Destination::new(uri, StoreCredentials::default(), true, false);
+        let mut first = destination.begin().await.unwrap();
+        first.write(Bytes::from_static(b"the first, ")).await.unwrap();
+        let refused = destination.begin().await.err().unwrap();
+        assert!(matches!(refused, ObjectError::Busy { .. }), "{refused}");
+        first.write(Bytes::from_static(b"whole")).await.unwrap();
+        assert!(first.finish(|_| true).await.unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"the first, whole");
+
+        // What a run that was killed left is overwritten.
+        std::fs::write(folder.path().join(".dump.rdb.part"), "left over, and longer than what comes")
+            .unwrap();
+        let mut second = destination.begin().await.unwrap();
+        second.write(Bytes::from_static(b"the second")).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"the first, whole");
+        assert!(second.finish(|_| true).await.unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"the second");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

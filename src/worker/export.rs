@@ -15,7 +15,7 @@ use super::progress::{Numbers, Quarantined, ShardPhase, ShardProgress};
 use super::repair::Refusal;
 use super::turn::Turns;
 use super::{SpoolSetup, WorkerError};
-use crate::object::{Destination, FileUri};
+use crate::object::{Destination, FileUri, ObjectError};
 use crate::slot::SlotRanges;
 use crate::source::replication::{Acknowledged, LinkPhase};
 use crate::spool::{self, Next, Part, SpoolError, SpoolReader};
@@ -46,7 +46,7 @@ pub struct ExportSetup {
 pub enum ExportError {
     #[error(transparent)]
     Source(#[from] WorkerError),
-    #[error("{shard}: {source}; nothing was written under {uri}")]
+    #[error("{shard}: {source}{}", nothing_written(source, uri))]
     Write { shard: String, uri: Box<FileUri>, source: Box<WriteError> },
     #[error("{shard}: the RDB ends at byte {position} in the middle of a key: it is truncated")]
     Truncated { shard: String, position: u64 },
@@ -62,6 +62,13 @@ pub enum ExportError {
         "{shard}: slots {slots} of the source move between its shards, so that their keys might be in two files or in none; nothing was written under {uri}; run it again when they have moved"
     )]
     SlotsMoved { shard: String, slots: SlotRanges, uri: Box<FileUri> },
+}
+
+fn nothing_written(source: &WriteError, uri: &FileUri) -> String {
+    match source {
+        WriteError::Object(ObjectError::Unread { .. }) => String::new(),
+        _ => format!("; nothing was written under {uri}"),
+    }
 }
 
 /// True: the file is whole; false: asked to stop before it was, and nothing is left of it.

@@ -132,6 +132,14 @@ fn the_sandbox_holds() {
         );
     }
     assert_eq!(commanded("function command(c) return ('').dump == nil end", "INCR a"), "keep");
+    // Nor does it run behind a call, where no limit holds.
+    let text = "error = function() end
+        setmetatable({}, {__gc = function() while true do end end})
+        function command(c) return c end";
+    assert!(Script::new(text, false).unwrap_err().to_string().contains("__gc is not allowed"));
+    let text = "local t = setmetatable({}, {__index = function() return true end})
+        function command(c) return t.any end";
+    assert_eq!(commanded(text, "INCR a"), "keep");
     let bytecode = "\u{1b}Lua";
     assert!(matches!(Script::new(bytecode, false), Err(ScriptError::Lua(_))));
 }
