@@ -5,12 +5,13 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::api::Status;
+use crate::api::{Phase, Status};
 
 /// What the engine knows beyond the status; published by the engine, read by `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,23 +49,59 @@ pub struct Observed {
     pub gauges: watch::Receiver<EngineGauges>,
 }
 
+/// What is shown of a migration that nobody works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtRest {
+    pub phase: Phase,
+    pub stalled: bool,
+}
+
 /// The migrations that are shown, which may change while they are.
 #[derive(Clone, Debug, Default)]
-pub struct ObservedSet(Arc<RwLock<Vec<Observed>>>);
+pub struct ObservedSet {
+    running: Arc<RwLock<Vec<Observed>>>,
+    /// By namespace and name.
+    at_rest: Arc<RwLock<BTreeMap<(String, String), AtRest>>>,
+}
 
 impl ObservedSet {
     pub fn list(&self) -> Vec<Observed> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.running.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Those that do not run in this process.
+    pub fn at_rest(&self) -> BTreeMap<(String, String), AtRest> {
+        let mut at_rest = self.at_rest.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for Observed { namespace, name, .. } in self.list() {
+            at_rest.remove(&(namespace, name));
+        }
+        at_rest
+    }
+
+    /// `None`: it is worked on, or gone.
+    pub fn rests(&self, namespace: &str, name: &str, at_rest: Option<AtRest>) {
+        let mut all = self.at_rest.write().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), name.to_owned());
+        match at_rest {
+            Some(at_rest) => all.insert(key, at_rest),
+            None => all.remove(&key),
+        };
+    }
+
+    /// Forgets those at rest that are not there any more.
+    pub fn keep_only(&self, is_there: impl Fn(&str, &str) -> bool) {
+        let mut all = self.at_rest.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(namespace, name), _| is_there(namespace, name));
     }
 
     /// In the place of one of the same name, if there is one.
     pub fn insert(&self, observed: Observed) {
         self.remove(&observed.namespace, &observed.name);
-        self.0.write().unwrap_or_else(PoisonError::into_inner).push(observed);
+        self.running.write().unwrap_or_else(PoisonError::into_inner).push(observed);
     }
 
     pub fn remove(&self, namespace: &str, name: &str) {
-        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.running.write().unwrap_or_else(PoisonError::into_inner);
         list.retain(|observed| observed.namespace != namespace || observed.name != name);
     }
 }

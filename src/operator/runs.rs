@@ -1,6 +1,6 @@
 //! The runs in this process: each a task of its own, beside one that brings its status to the API server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,12 +13,13 @@ use super::api::Target;
 use super::decide::{End, Run, Why};
 use super::forwarder::{Fault, Forwarder, SharedWriter};
 use super::secrets::Secrets;
-use super::status::is_transient;
+use super::status::{is_finished, is_transient};
 use super::writer::Writer;
+use crate::api::conditions::{self, is_true};
 use crate::api::plan::Delivery;
-use crate::api::{Plan, Status};
+use crate::api::{Phase, Plan, RedisMigration, Status};
 use crate::migration::{self, Observers, Outcome, Placement, RunOptions, StopRequest, Until};
-use crate::telemetry::{EngineGauges, Observed, ObservedSet};
+use crate::telemetry::{AtRest, EngineGauges, Observed, ObservedSet};
 
 /// A drain is over within so long, or it is cut short: with exactly once the target knows where to go on.
 const DRAIN_MAX: Duration = Duration::from_secs(8);
@@ -334,6 +335,30 @@ impl Runs {
         if let Some(Entry { state: State::Running(running), .. }) = self.lock().remove(uid) {
             self.observed.remove(&running.target.namespace, &running.target.name);
         }
+    }
+
+    /// Shows what the API server tells of a migration, as far as nobody works on it.
+    pub fn show(&self, object: &RedisMigration) {
+        let stalled = |status: &Status| is_true(&status.conditions, conditions::STALLED);
+        let status = object
+            .status
+            .as_ref()
+            .filter(|status| is_finished(status) || stalled(status) || status.phase == Phase::Suspended);
+        let at_rest = status.map(|status| AtRest { phase: status.phase, stalled: stalled(status) });
+        let Target { namespace, name, .. } = Target::of(object);
+        self.observed.rests(&namespace, &name, at_rest);
+    }
+
+    pub fn hide(&self, target: &Target) {
+        self.observed.rests(&target.namespace, &target.name, None);
+    }
+
+    /// Of those in the namespace, or all, only these are there.
+    pub fn show_only(&self, scope: Option<&str>, there: &HashSet<(String, String)>) {
+        self.observed.keep_only(|namespace, name| {
+            scope.is_some_and(|scope| scope != namespace)
+                || there.contains(&(namespace.to_owned(), name.to_owned()))
+        });
     }
 
     /// Counts an attempt in vain; `afresh`: the ones before do not count any more.

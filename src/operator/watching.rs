@@ -258,9 +258,13 @@ async fn hear(
                 context.health.heard(&name);
                 match event {
                     watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                        context.runs.show(&object);
                         context.trigger(&Target::of(&object)).await;
                     }
-                    watcher::Event::Delete(object) => abandon(context, &Target::of(&object)),
+                    watcher::Event::Delete(object) => {
+                        context.runs.hide(&Target::of(&object));
+                        abandon(context, &Target::of(&object));
+                    }
                     watcher::Event::InitDone => {
                         context.health.listed(&name);
                         abandon_missing(context, scope, store);
@@ -275,7 +279,10 @@ async fn hear(
 
 /// What was deleted while nobody listened.
 fn abandon_missing(context: &Arc<Context>, scope: Option<&str>, store: &reflector::Store<RedisMigration>) {
-    let there: HashSet<String> = store.state().iter().filter_map(|object| object.uid()).collect();
+    let state = store.state();
+    let there: HashSet<String> = state.iter().filter_map(|object| object.uid()).collect();
+    let named = state.iter().map(|object| (object.namespace().unwrap_or_default(), object.name_any()));
+    context.runs.show_only(scope, &named.collect());
     let ours = context.runs.targets().into_iter();
     let missing = ours
         .filter(|target| scope.is_none_or(|namespace| target.namespace == namespace))

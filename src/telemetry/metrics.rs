@@ -3,6 +3,7 @@
 //!
 //! Labels are bounded: namespace, migration, shard (one for each source master), phase.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -10,7 +11,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{EngineGauges, Observed, ObservedSet, ShardGauges};
+use super::{AtRest, EngineGauges, Observed, ObservedSet, ShardGauges};
+use crate::api::conditions::{self, is_true};
 use crate::api::status::{Phase, ShardStatus, Status};
 
 /// A registry whose scrape shows the migrations as they are at that moment.
@@ -106,7 +108,9 @@ impl Collector for Migrations {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let migrations = self.0.list();
         let snapshots: Vec<Snapshot<'_>> = migrations.iter().map(Snapshot::of).collect();
-        phases(&mut encoder, &snapshots)?;
+        let at_rest = self.0.at_rest();
+        phases(&mut encoder, &snapshots, &at_rest)?;
+        stalled(&mut encoder, &snapshots, &at_rest)?;
         for (name, help, kind, value) in STATUS_METRICS {
             let mut family = encoder.encode_descriptor(name, help, None, *kind)?;
             for snapshot in &snapshots {
@@ -154,17 +158,41 @@ impl<'a> Snapshot<'a> {
 }
 
 /// 1 for the phase that holds, 0 for the others, so that a query can wait for one by name.
-fn phases(encoder: &mut DescriptorEncoder<'_>, snapshots: &[Snapshot<'_>]) -> fmt::Result {
+fn phases(
+    encoder: &mut DescriptorEncoder<'_>,
+    snapshots: &[Snapshot<'_>],
+    at_rest: &BTreeMap<(String, String), AtRest>,
+) -> fmt::Result {
     let mut family = encoder.encode_descriptor("phase", "Phase of the migration", None, MetricType::Gauge)?;
-    for snapshot in snapshots {
-        let [namespace, migration] = snapshot.labels();
+    let running = snapshots.iter().map(|snapshot| (snapshot.labels(), snapshot.status.phase));
+    let resting = at_rest.iter().map(|(named, at_rest)| (labels(named), at_rest.phase));
+    for ([namespace, migration], now) in running.chain(resting) {
         for phase in Phase::ALL {
             let labels = [namespace, migration, ("phase", phase.as_str())];
-            let holds = u64::from(snapshot.status.phase == phase);
-            sample(family.encode_family(&labels)?, MetricType::Gauge, holds)?;
+            sample(family.encode_family(&labels)?, MetricType::Gauge, u64::from(now == phase))?;
         }
     }
     Ok(())
+}
+
+fn stalled(
+    encoder: &mut DescriptorEncoder<'_>,
+    snapshots: &[Snapshot<'_>],
+    at_rest: &BTreeMap<(String, String), AtRest>,
+) -> fmt::Result {
+    let help = "1 while the condition Stalled holds";
+    let mut family = encoder.encode_descriptor("stalled", help, None, MetricType::Gauge)?;
+    let told = |snapshot: &Snapshot<'_>| is_true(&snapshot.status.conditions, conditions::STALLED);
+    let running = snapshots.iter().map(|snapshot| (snapshot.labels(), told(snapshot)));
+    let resting = at_rest.iter().map(|(named, at_rest)| (labels(named), at_rest.stalled));
+    for (labels, stalled) in running.chain(resting) {
+        sample(family.encode_family(&labels)?, MetricType::Gauge, u64::from(stalled))?;
+    }
+    Ok(())
+}
+
+fn labels((namespace, migration): &(String, String)) -> [(&'static str, &str); 2] {
+    [("namespace", namespace), ("migration", migration)]
 }
 
 /// Prometheus' own unit for time, beside the milliseconds of the status.

@@ -33,17 +33,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "operator.rules" -}}
 - apiGroups: [redis-migration.io]
   resources: [redismigrations]
-  verbs: [get, list, watch, patch, update]
+  verbs: [get, list, watch, patch]
 - apiGroups: [redis-migration.io]
   resources: [redismigrations/status]
-  verbs: [get, patch, update]
-# Owner references that block the owner's deletion.
-- apiGroups: [redis-migration.io]
-  resources: [redismigrations/finalizers]
-  verbs: [update]
+  verbs: [patch]
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [get, list, watch, create, update, delete]
 # Read by name, when a connection is made.
 - apiGroups: [""]
   resources: [secrets, configmaps]

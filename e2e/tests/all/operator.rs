@@ -486,7 +486,17 @@ fn a_failed_migration_can_go_on_and_leaves_nothing_when_deleted() -> Result<()> 
     plane.namespace("failed", &[])?;
     let (source, target) = (source()?, Server::start(VERSION)?);
     slow(&source)?;
-    let _operator = Operator::start(plane, "failed", "a")?;
+    let operator = Operator::start(plane, "failed", "a")?;
+    let shown = |is_there: bool| {
+        wait_until("what /metrics shows", PATIENCE, || {
+            let metrics = operator.get("/metrics")?.1;
+            let of = "{namespace=\"failed\",migration=\"orders\"";
+            let phase = format!("redis_migration_phase{of},phase=\"Failed\"}} 1\n");
+            let stalled = format!("redis_migration_stalled{of}}} 1\n");
+            let all = [metrics.contains(&phase), metrics.contains(&stalled), metrics.contains(of)];
+            Ok((all == [is_there; 3]).then_some(()))
+        })
+    };
     let migration = Migration::apply(plane, "failed", "orders", &manual(&source, &target))?;
     wait_until("the first keys", PATIENCE, || Ok((own_keys(&target)?.len() > 1).then_some(())))?;
     target.conn()?.run(args!["SET", "only-here", "1"])?;
@@ -496,6 +506,8 @@ fn a_failed_migration_can_go_on_and_leaves_nothing_when_deleted() -> Result<()> 
     assert!(status["message"].as_str().unwrap_or_default().contains("differ"), "{status}");
     wait_until("the Lease to go", PATIENCE, || Ok(migration.lease()?.is_none().then_some(())))?;
     assert!(!own_keys(&target)?.is_empty());
+    // Alerts have something to see as long as it is there.
+    shown(true)?;
     // What was wrong is accepted: it goes on from where it stands.
     migration.patch(&json!({"spec": {"verification": {"maxDifferences": 1}}}))?;
     migration.wait_condition("CutoverReady", PATIENCE)?;
@@ -504,6 +516,7 @@ fn a_failed_migration_can_go_on_and_leaves_nothing_when_deleted() -> Result<()> 
     migration.wait_phase("Failed", PATIENCE)?;
     migration.delete(PATIENCE)?;
     nothing_left(&migration, &target)?;
+    shown(false)?;
 
     // Failed before anything was written: nothing is to be kept either.
     let migration = Migration::apply(plane, "failed", "full", &manual(&source, &target))?;
