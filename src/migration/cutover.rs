@@ -10,7 +10,7 @@ use super::state::Shard;
 use super::verification::{caught_up, released, source_offset};
 use crate::api::plan::CutoverPlan;
 use crate::connection::{Address, ConnectionError, Dialer};
-use crate::resp::Reply;
+use crate::resp::{Next, Reply, ReplyVerdict};
 use crate::topology::{ServerInfo, ServerRole, server_info};
 
 pub use fitting::Measured;
@@ -29,6 +29,8 @@ pub enum Paused {
     TimedOut,
     /// The plan does not want it any more.
     Withdrawn,
+    /// A server takes no CLIENT PAUSE just now.
+    Busy { why: String },
     /// A server does not take CLIENT PAUSE for writes.
     Impossible { why: String },
     /// Another server took over meanwhile, which was not paused.
@@ -98,7 +100,11 @@ pub async fn drain(
         let answer = connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await?;
         if let Reply::Error(text) = answer {
             pauses.0.pop();
+            let busy = ReplyVerdict::of(&text).next() == Next::RetryLater;
             let text = String::from_utf8_lossy(&text);
+            if busy {
+                return Ok(Paused::Busy { why: format!("{writer} does not pause writes now ({text})") });
+            }
             // Before Redis 6.2, or without the right to it. What goes on to be written would be lost.
             return Ok(Paused::Impossible { why: format!("{writer} cannot pause writes ({text})") });
         }

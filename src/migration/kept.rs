@@ -148,6 +148,37 @@ fn places(target: &Topology) -> Vec<(Address, u16)> {
     TERRITORY_SLOTS.into_iter().filter_map(owner).collect()
 }
 
+/// The first of these shards, by lineage, that a later process has taken over: what is kept is its, then.
+pub async fn taken_over<'a>(
+    plan: &Plan,
+    dialer: &Dialer,
+    shards: impl Iterator<Item = (&'a str, &'a Held)>,
+) -> Result<Option<String>, TopologyError> {
+    let target = discover(dialer.access(), dialer, Role::Target).await?;
+    let Some((address, slot)) = first_place(&target) else { return Ok(None) };
+    for (lineage, held) in shards {
+        let names = KeyNames::new(&plan.uid, lineage);
+        let place = (address.clone(), slot);
+        let theirs = held.taken_over(&names, dialer, &place).await;
+        let theirs = theirs.map_err(|source| TopologyError::Connection { role: Role::Target, source })?;
+        if let Some(theirs) = theirs {
+            return Ok(Some(format!(
+                "{address}: a later process has taken over this migration (its epoch there is {theirs}); it completes it"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// Where two that come at once are told apart: the node with the lowest slot.
+fn first_place(target: &Topology) -> Option<Place> {
+    let place = |shard: &crate::topology::Shard| {
+        let first = if target.is_cluster() { shard.slots.iter().next()? } else { 0 };
+        Some((shard.master.address.clone(), first))
+    };
+    target.shards.iter().filter_map(place).min_by_key(|place| place.1)
+}
+
 /// The migration is complete: its keys go.
 pub async fn remove<'a>(
     plan: &Plan,

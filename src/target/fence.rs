@@ -6,9 +6,11 @@
 //! The same list lets a process close its own lost connections: what these still hold on their way must
 //! not be applied after the state was read.
 
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
@@ -51,15 +53,42 @@ pub struct Held {
     epoch: AtomicU64,
     /// Stands beside the epoch.
     token: u64,
+    /// It was not found where it had been raised, and put back since; what that means has not been judged.
+    vanished: AtomicBool,
 }
 
 impl Default for Held {
     fn default() -> Self {
-        Self { epoch: AtomicU64::new(0), token: RandomState::new().build_hasher().finish() }
+        let token = RandomState::new().build_hasher().finish();
+        Self { epoch: AtomicU64::new(0), token, vanished: AtomicBool::new(false) }
     }
 }
 
 impl Held {
+    /// The target may be written to, although the epoch had vanished.
+    pub fn judged(&self) {
+        self.vanished.store(false, Ordering::SeqCst);
+    }
+
+    /// The epoch of a later process at this place; `None`: it is still ours, as far as we had it.
+    pub async fn taken_over(
+        &self,
+        names: &KeyNames,
+        dialer: &Dialer,
+        (address, slot): &Place,
+    ) -> Result<Option<u64>, ConnectionError> {
+        let ours = self.epoch.load(Ordering::SeqCst);
+        if ours == 0 {
+            return Ok(None);
+        }
+        let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
+        let later = |theirs: &Epoch| {
+            theirs.number > ours && theirs.token != Some(self.token)
+                || theirs.number == ours && theirs.token.is_some_and(|token| token != self.token)
+        };
+        Ok(Epoch::of(&found).filter(later).map(|theirs| theirs.number))
+    }
+
     /// Another process has had it since, as it should.
     pub fn forget(&self) {
         self.epoch.store(0, Ordering::SeqCst);
@@ -76,6 +105,8 @@ pub struct Fence {
     serial: AtomicU64,
     /// An epoch was met since [`Fence::look_anew`].
     met: AtomicBool,
+    /// Where it was put back since what that means was judged last: there it says nothing.
+    put_back: Mutex<HashSet<Place>>,
 }
 
 impl Fence {
@@ -92,7 +123,10 @@ impl Fence {
     ) -> Result<Self, FenceError> {
         let (ours, token) = (held.epoch.load(Ordering::SeqCst), held.token);
         let check = |address: &Address, theirs: Epoch| {
-            let later = ours > 0 && theirs.number > ours && theirs.token != Some(token);
+            let foreign = |token: Option<u64>| token.is_some_and(|theirs| theirs != held.token);
+            let later = ours > 0
+                && (theirs.number > ours && theirs.token != Some(token)
+                    || theirs.number == ours && foreign(theirs.token));
             let error = || FenceError::Superseded { address: address.clone(), ours, theirs: theirs.number };
             if later { Err(error()) } else { Ok(theirs.number.saturating_add(1)) }
         };
@@ -105,6 +139,8 @@ impl Fence {
             epoch = epoch.max(check(address, theirs)?);
             met = true;
         }
+        // Once it is put back anywhere, it says nothing any more.
+        held.vanished.fetch_or(!met, Ordering::SeqCst);
         if let Some((address, slot)) = nodes.first() {
             let mut connection = dialer.connect(address).await?;
             let mut attempts = 0;
@@ -117,11 +153,19 @@ impl Fence {
             }
         }
         held.epoch.store(epoch, Ordering::SeqCst);
-        let fence = Self { names, epoch, token, serial: AtomicU64::new(0), met: AtomicBool::new(false) };
+        let fence = Self {
+            names,
+            epoch,
+            token,
+            serial: AtomicU64::new(0),
+            met: AtomicBool::new(false),
+            put_back: Mutex::default(),
+        };
         for place in nodes {
             fence.connect(dialer, place, Closing::None).await?;
         }
-        fence.met.store(met, Ordering::SeqCst);
+        fence.met.store(!held.vanished.load(Ordering::SeqCst), Ordering::SeqCst);
+        fence.judged();
         Ok(fence)
     }
 
@@ -148,6 +192,15 @@ impl Fence {
         !self.met.load(Ordering::SeqCst)
     }
 
+    /// What an epoch that had vanished means is known: from here on one that was put back counts.
+    pub fn judged(&self) {
+        self.put_back().clear();
+    }
+
+    fn put_back(&self) -> MutexGuard<'_, HashSet<Place>> {
+        self.put_back.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A connection that may write, once those of older epochs are gone, and our own as `closing` says.
     pub async fn connect(
         &self,
@@ -158,13 +211,24 @@ impl Fence {
         let mut connection = self.open(dialer, address).await?;
         let key = self.names.epoch(*slot);
         let found = Epoch::of(&connection.query(&[b"GET", &key]).await?);
-        self.met.fetch_or(found.is_some(), Ordering::SeqCst);
+        let place = (address.clone(), *slot);
+        match found {
+            Some(_) => {
+                let counts = !self.put_back().contains(&place);
+                self.met.fetch_or(counts, Ordering::SeqCst);
+            }
+            None => _ = self.put_back().insert(place),
+        }
+        // What was put back by a replayed command has no name.
+        let ours = |theirs: &Epoch| {
+            theirs.number == self.epoch && theirs.token.is_none_or(|token| token == self.token)
+        };
         let theirs = match found {
-            Some(theirs) if theirs.number == self.epoch => None,
+            Some(theirs) if ours(&theirs) => None,
             // A slot of this node that had another owner, or a server that lost what it had.
             _ => raise(&mut connection, &key, (self.epoch, self.token)).await?,
         };
-        if let Some(Epoch { number: theirs, .. }) = theirs.filter(|theirs| theirs.number != self.epoch) {
+        if let Some(Epoch { number: theirs, .. }) = theirs.filter(|theirs| !ours(theirs)) {
             return Err(FenceError::Superseded { address: address.clone(), ours: self.epoch, theirs });
         }
         self.close_older(&mut connection, closing).await?;
@@ -285,6 +349,65 @@ mod tests {
         );
         first.forget();
         Fence::claim(names, &dialer, &places, &first).await.unwrap();
+    }
+
+    /// One process's number is reached by another one, where the key was lost.
+    #[tokio::test]
+    async fn the_same_number_of_another_process_is_not_ours() {
+        let server = Server::start(&[]);
+        let dialer = Dialer::new(server.access(), "to");
+        let names = KeyNames::new("u", "0");
+        let places = [(server.address.clone(), 0)];
+        let (first, second) = (Held::default(), Held::default());
+        let ours = Fence::claim(names.clone(), &dialer, &places, &first).await.unwrap();
+        let mut connection = dialer.connect(&server.address).await.unwrap();
+        connection.query(&[b"DEL", &names.epoch(0)]).await.unwrap();
+        assert_eq!(first.taken_over(&names, &dialer, &places[0]).await.unwrap(), None);
+        let theirs = Fence::claim(names.clone(), &dialer, &places, &second).await.unwrap();
+        assert_eq!(ours.epoch(), theirs.epoch());
+        assert_eq!(first.taken_over(&names, &dialer, &places[0]).await.unwrap(), Some(theirs.epoch()));
+        assert_eq!(second.taken_over(&names, &dialer, &places[0]).await.unwrap(), None);
+        let error = ours.connect(&dialer, &places[0], Closing::None).await.unwrap_err();
+        assert!(matches!(error, FenceError::Superseded { .. }), "{error}");
+        let error = Fence::claim(names, &dialer, &places, &first).await.unwrap_err();
+        assert!(matches!(error, FenceError::Superseded { .. }), "{error}");
+        theirs.connect(&dialer, &places[0], Closing::None).await.unwrap();
+    }
+
+    /// An attempt that breaks off has put the epoch back on the nodes before.
+    #[tokio::test]
+    async fn what_has_vanished_is_not_forgotten_by_an_attempt_in_vain() {
+        let server = Server::start(&[]);
+        let dialer = Dialer::new(server.access(), "to");
+        let names = KeyNames::new("u", "0");
+        let place = (server.address.clone(), 0);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = (Address::new("127.0.0.1", listener.local_addr().unwrap().port()), 1);
+        drop(listener);
+        let held = Held::default();
+        let both = [place.clone(), dead];
+        let fence = Fence::claim(names.clone(), &dialer, &both[..1], &held).await.unwrap();
+        assert!(!fence.has_vanished());
+        let mut connection = dialer.connect(&server.address).await.unwrap();
+        connection.query(&[b"DEL", &names.epoch(0)]).await.unwrap();
+
+        for _ in 0..2 {
+            fence.look_anew();
+            fence.connect(&dialer, &place, Closing::None).await.unwrap();
+            assert!(fence.has_vanished());
+        }
+        fence.judged();
+        fence.look_anew();
+        fence.connect(&dialer, &place, Closing::None).await.unwrap();
+        assert!(!fence.has_vanished());
+
+        connection.query(&[b"DEL", &names.epoch(0)]).await.unwrap();
+        Fence::claim(names.clone(), &dialer, &both, &held).await.unwrap_err();
+        for vanished in [true, false] {
+            let fence = Fence::claim(names.clone(), &dialer, &both[..1], &held).await.unwrap();
+            assert_eq!(fence.has_vanished(), vanished);
+            held.judged();
+        }
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl Keeper {
         if (vanished || was_here) && state.records.is_empty() {
             keeper.none_is_left(&mut connections, dialer, single).await?;
         }
+        held.judged();
         let in_stream = |record: &&Record| matches!(record.place, RecordPlace::Stream { .. });
         let ahead: Vec<u64> = state.records.iter().filter(in_stream).map(|record| record.history).collect();
         let found = match keeper.stand(state, single) {
@@ -222,6 +223,7 @@ impl Keeper {
             // Each of our batches brings a record, also to a target that lost all under an open connection; epochs
             // are not brought back.
             let lost = single && self.fence.has_vanished();
+            self.fence.judged();
             return Ok(if lost { Standing::Lost("it lost all that it had") } else { standing });
         }
         if acknowledged || self.fence.has_vanished() {
@@ -244,10 +246,11 @@ impl Keeper {
     ) -> Result<(), KeeperError> {
         // Another shard may have found it empty first. As long as one keeps a record there, the migration is not
         // complete: a complete one's records go before its epochs, and a higher epoch ends this process.
-        match all_empty(connections, single).await? || self.any_stands(connections, dialer).await? {
-            true => Ok(()),
-            false => Err(KeeperError::Gone),
+        if !all_empty(connections, single).await? && !self.any_stands(connections, dialer).await? {
+            return Err(KeeperError::Gone);
         }
+        self.fence.judged();
+        Ok(())
     }
 
     /// A record of this shard or another.

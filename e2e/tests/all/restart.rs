@@ -247,6 +247,41 @@ fn a_target_that_was_flushed_in_between_is_filled_again() -> Result<()> {
     stop(tool).map(drop)
 }
 
+/// It has taken the shard over, and waits for a source that does not answer.
+#[test]
+fn a_target_that_loses_all_before_the_source_answers_is_filled_again() -> Result<()> {
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let manifest =
+        Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/verification/mode", "Off");
+    let proxy = Arc::new(Proxy::start(&source.address())?);
+    let manifest = manifest
+        .set("/spec/source/redis/endpoints", vec![proxy.address()])
+        .set("/spec/source/redis/topology", "Standalone");
+    let mut tool = Tool::run(&manifest, &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    tool.kill()?;
+    let folder = Arc::clone(&tool.folder);
+    let (stalled, mut emptied) = (Arc::clone(&proxy), target.conn()?);
+    // By then it has read where the target stands.
+    proxy.before(b"\r\nPSYNC\r\n$40\r\n", move || {
+        let mut batch = Batch::default();
+        batch.add(args!["MULTI"]);
+        batch.add(args!["FLUSHALL"]);
+        batch.add(args!["CLIENT", "KILL", "TYPE", "normal"]);
+        batch.add(args!["EXEC"]);
+        drop(emptied.pipeline(&batch));
+        stalled.stall(true);
+    });
+    let tool = Tool::run_in(folder, &manifest, &[])?;
+    wait_until("the loss to be noticed", PATIENCE, || {
+        Ok(tool.stderr().contains("target connection lost").then_some(()))
+    })?;
+    proxy.stall(false);
+    tool.wait_condition("InSync", PATIENCE)?;
+    wait_equal(&source.endpoint(), &target.endpoint(), PATIENCE)?;
+    stop(tool).map(drop)
+}
+
 /// A run that knows of an earlier one only by its own folder must not take users' data for its own.
 #[test]
 fn what_was_completed_from_elsewhere_is_not_copied_again() -> Result<()> {

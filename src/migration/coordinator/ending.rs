@@ -42,6 +42,10 @@ impl Run {
             }),
             result => result,
         };
+        let result = match result {
+            Ok(Outcome::Done) if self.options.until == Until::Finished => self.still_ours().await,
+            result => result,
+        };
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
         // A key that was the target's own must not pass for one of ours in the next run.
         let foreign = matches!(&result, Err(Ended::Worker(WorkerError::KeyExists { .. })));
@@ -142,6 +146,25 @@ impl Run {
                 failed(&mut self.state, reason, message)
             }
             Err(Ended::Other { reason, message }) => failed(&mut self.state, reason, message),
+        }
+    }
+
+    /// Frozen since the target had everything, this process may have been replaced: what was written to the source
+    /// since its pause lapsed only the other one has.
+    async fn still_ours(&self) -> Result<Outcome, Ended> {
+        if self.plan.delivery != Delivery::ExactlyOnce {
+            return Ok(Outcome::Done);
+        }
+        let shards = self.setups.iter().zip(&self.shards);
+        let held = shards.map(|(setup, shard)| (setup.lineage.as_str(), &shard.progress.epoch));
+        let Ok(dialer) = setup::target_dialer(&self.plan) else { return Ok(Outcome::Done) };
+        match kept::taken_over(&self.plan, &dialer, held).await {
+            Ok(None) => Ok(Outcome::Done),
+            Ok(Some(message)) => Err(Ended::Worker(WorkerError::Fenced(message))),
+            Err(error) => {
+                tracing::warn!(%error, "it is not known whether another process has taken over meanwhile");
+                Ok(Outcome::Done)
+            }
         }
     }
 

@@ -248,6 +248,7 @@ impl Run {
                 asked.cutover.pause_timeout_seconds
             ),
             Some(Ok(Paused::Withdrawn)) => "the cutover was withdrawn; writes go on at the source".to_owned(),
+            Some(Ok(Paused::Busy { why })) => why,
             Some(Ok(Paused::Impossible { why })) => {
                 let why = format!(
                     "{why}; stop the writers yourself, then say so by spec.cutover.pauseSourceWrites: false"

@@ -58,7 +58,7 @@ impl Applier {
             connections.push((node, connection));
         }
         self.outbox.reserve_lanes(self.lane_addresses.len());
-        self.recover(&mut connections).await?;
+        self.recover(&mut connections, again).await?;
         for (node, connection) in connections {
             self.start_lane(node.lane, connection);
         }
@@ -176,8 +176,12 @@ impl Applier {
         Ok(())
     }
 
-    /// Asks the target where it stands, and goes there.
-    async fn recover(&mut self, connections: &mut [(KeptNode, Connection)]) -> Result<(), Interrupted> {
+    /// Asks the target where it stands, and goes there. `again`: a connection was lost since the shard was taken over.
+    async fn recover(
+        &mut self,
+        connections: &mut [(KeptNode, Connection)],
+        again: bool,
+    ) -> Result<(), Interrupted> {
         let single = matches!(self.router, Router::Single);
         let dialer = self.setup.target_dialer.clone();
         let Some(keeper) = &mut self.keeper else { return Ok(()) };
@@ -185,12 +189,19 @@ impl Applier {
         keeper.lay_out(&nodes);
         // Before a history has begun, what was read when the shard was taken over counts.
         if self.origin.is_none() {
-            return match keeper.fence.has_vanished() {
-                true => keeper.none_is_left(connections, &dialer, single).await.map_err(unkept),
-                false => Ok(()),
+            if keeper.fence.has_vanished() {
+                keeper.none_is_left(connections, &dialer, single).await.map_err(unkept)?;
+            }
+            return match &self.setup.resume {
+                // What was read may be gone by now, in part: it is to be taken over once more.
+                Some(checkpoint) if again => Err(Interrupted::Failed(WorkerError::FellBack {
+                    shard: self.setup.shard.clone(),
+                    offset: checkpoint.offset,
+                })),
+                _ => Ok(()),
             };
         }
-        if std::mem::take(&mut self.taken_up) {
+        if std::mem::take(&mut self.taken_up) && !again {
             if matches!(self.stands.stage, Stage::Stream(_)) {
                 self.take_guards();
             }
