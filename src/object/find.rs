@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
-use super::read::{Place, SourceFile, version_of};
+use super::read::{Place, SourceFile, time_of, version_of};
 use super::store::{self, Opened};
 use super::{FileUri, ObjectError, StoreCredentials};
 
@@ -112,6 +112,6 @@ fn of_store(uri: &FileUri, opened: Opened, meta: &ObjectMeta) -> SourceFile {
     };
     // Some give no tag, and some a time that means nothing.
     let tag = meta.e_tag.clone();
-    let version = tag.clone().unwrap_or_else(|| meta.last_modified.timestamp_millis().to_string());
+    let version = tag.clone().unwrap_or_else(|| time_of(meta));
     SourceFile { uri, size: meta.size, version, place: Place::Store { opened, tag } }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use object_store::{GetOptions, GetRange, ObjectStore};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 use tokio::sync::mpsc;
 
 use super::store::Opened;
@@ -119,9 +119,14 @@ fn ranges(
                 ..GetOptions::default()
             };
             let (store, path, uri) = (opened.store.clone(), opened.path.clone(), file.uri.clone());
+            let version = tag.is_none().then(|| file.version.clone());
             async move {
-                let read = async { store.get_opts(&path, options).await?.bytes().await };
-                read.await.map_err(|error| ObjectError::store(&uri, &error))
+                let answer = store.get_opts(&path, options).await;
+                let answer = answer.map_err(|error| ObjectError::store(&uri, &error))?;
+                if is_later(&answer.meta, &version) {
+                    return Err(ObjectError::Changed { uri });
+                }
+                answer.bytes().await.map_err(|error| ObjectError::store(&uri, &error))
             }
         })
         .buffered(AHEAD)
@@ -149,8 +154,9 @@ async fn http(
     let uri = file.uri.clone();
     let answer = answer.map_err(|error| ObjectError::store(&uri, &error))?;
     // Some servers tell a tag with the content only, and not when they are asked for the head.
+    let version = tag.is_none().then(|| file.version.clone());
     let other = tag.is_some_and(|tag| answer.meta.e_tag.as_ref().is_some_and(|now| *now != tag));
-    if answer.meta.size != file.size || other {
+    if answer.meta.size != file.size || other || is_later(&answer.meta, &version) {
         return Err(ObjectError::Changed { uri });
     }
     let stream = answer.into_stream().map(move |chunk| {
@@ -160,6 +166,17 @@ async fn http(
         Ok(chunk.split_off(usize::try_from(skipped).unwrap_or(usize::MAX).min(chunk.len())))
     });
     Ok(stream.boxed())
+}
+
+/// Where there is no tag (`version`: the time, then): written at another time than what was found. A server that does
+/// not tell the time with each answer is believed.
+fn is_later(meta: &ObjectMeta, version: &Option<String>) -> bool {
+    let (now, none) = (time_of(meta), "0");
+    version.as_ref().is_some_and(|found| found != none && now != none && *found != now)
+}
+
+pub(super) fn time_of(meta: &ObjectMeta) -> String {
+    meta.last_modified.timestamp_millis().to_string()
 }
 
 /// Of a file on a disk: when it was written.

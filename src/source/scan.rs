@@ -235,7 +235,7 @@ impl Scan {
         work.emit.begin(TargetFormat::of(version).footer_version(), version.flavor);
         work.read_functions(session).await?;
         for (db, keys) in session.databases().await? {
-            if version.flavor == Flavor::Valkey || version.has_redis(3, 2) {
+            if keys > 0 && (version.flavor == Flavor::Valkey || version.has_redis(3, 2)) {
                 work.emit.expect(db, keys);
             }
             if !work.rules.admits_database(db) {

@@ -556,7 +556,8 @@ struct Http {
 }
 
 impl Http {
-    fn start(content: Vec<u8>, parts: bool) -> Result<Self> {
+    /// `tagged`: it tells an ETag, the same all the time; else a time, which is a later one once the connection broke.
+    fn start(content: Vec<u8>, parts: bool, tagged: bool) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -564,14 +565,19 @@ impl Http {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (gets, content) = (Arc::clone(&gets), Arc::clone(&content));
-                std::thread::spawn(move || serve(stream, &content, parts, &gets));
+                std::thread::spawn(move || serve(stream, &content, (parts, tagged), &gets));
             }
         });
         Ok(Self { address, requests })
     }
 }
 
-fn serve(mut stream: TcpStream, content: &[u8], parts: bool, gets: &AtomicUsize) -> Option<()> {
+fn serve(
+    mut stream: TcpStream,
+    content: &[u8],
+    (parts, tagged): (bool, bool),
+    gets: &AtomicUsize,
+) -> Option<()> {
     let mut lines = BufReader::new(stream.try_clone().ok()?);
     loop {
         let mut head = String::new();
@@ -588,9 +594,13 @@ fn serve(mut stream: TcpStream, content: &[u8], parts: bool, gets: &AtomicUsize)
         let from =
             lower.split("range: bytes=").nth(1).and_then(|range| range.split('-').next()?.parse().ok());
         let from: usize = from.filter(|_| parts).unwrap_or(0);
+        let version = match (tagged, gets.load(Ordering::SeqCst)) {
+            (true, _) => "ETag: \"one\"",
+            (false, 0 | 1) => "Last-Modified: Mon, 02 Nov 2026 08:00:00 GMT",
+            (false, _) => "Last-Modified: Tue, 03 Nov 2026 08:00:00 GMT",
+        };
         let (status, total) = (if from > 0 { "206 Partial Content" } else { "200 OK" }, content.len());
-        let mut answer =
-            format!("HTTP/1.1 {status}\r\nETag: \"one\"\r\nContent-Length: {}\r\n", total - from);
+        let mut answer = format!("HTTP/1.1 {status}\r\n{version}\r\nContent-Length: {}\r\n", total - from);
         if from > 0 {
             answer += &format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1);
         }
@@ -613,7 +623,7 @@ fn a_file_behind_http_is_read_on_after_the_connection_broke() -> Result<()> {
     let source = Server::start(VERSION)?;
     let content = std::fs::read(long_file(&source)?)?;
     for parts in [true, false] {
-        let http = Http::start(content.clone(), parts)?;
+        let http = Http::start(content.clone(), parts, true)?;
         let target = Server::start(VERSION)?;
         let uri = format!("http://{}/dump.rdb?signature=swordfish", http.address);
         let manifest = from_files(&[uri], &target.endpoint())
@@ -628,6 +638,25 @@ fn a_file_behind_http_is_read_on_after_the_connection_broke() -> Result<()> {
         let denied = run(&manifest.secret("http", "authorization", "Bearer wrong"))?;
         let said = format!("{:?}", denied.status()?["message"]) + &denied.stderr;
         assert!(denied.code == 1 && !said.contains("swordfish"), "{said}");
+    }
+    Ok(())
+}
+
+/// As many servers tell no tag, the time at which it was written has to tell.
+#[test]
+fn a_file_behind_http_that_was_replaced_meanwhile_is_not_read_on() -> Result<()> {
+    let source = Server::start(VERSION)?;
+    let content = std::fs::read(long_file(&source)?)?;
+    for parts in [true, false] {
+        let http = Http::start(content.clone(), parts, false)?;
+        let target = Server::start(VERSION)?;
+        let uri = format!("http://{}/dump.rdb?signature=swordfish", http.address);
+        let manifest = from_files(&[uri], &target.endpoint())
+            .set("/spec/source/rdbFile/credentialsSecretRef", json!({"name": "http"}))
+            .secret("http", "authorization", "Bearer sesame");
+        let finished = run(&manifest)?;
+        let said = finished.status()?["message"].to_string();
+        assert!(finished.code == 1 && said.contains("it was changed while it was read"), "{said}");
     }
     Ok(())
 }

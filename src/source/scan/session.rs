@@ -162,11 +162,16 @@ impl Session {
         Ok(Some(calls.sum()))
     }
 
-    /// Databases that hold keys, and how many.
+    /// Databases that hold keys, and how many; and the first one, as far as is known without any.
     pub async fn databases(&mut self) -> Result<Vec<(u32, u64)>, ScanError> {
         let info: ServerInfo = read_info(&mut self.control).await?;
         let number = |(db, keys): &(u64, u64)| Some((u32::try_from(*db).ok()?, *keys));
-        Ok(info.keyspace.iter().filter_map(number).collect())
+        let mut databases: Vec<(u32, u64)> = info.keyspace.iter().filter_map(number).collect();
+        // Servers that only look like Redis may not count their keys (Kvrocks): SCAN tells whether there are any.
+        if databases.iter().all(|(db, _)| *db != 0) {
+            databases.insert(0, (0, 0));
+        }
+        Ok(databases)
     }
 
     pub async fn select(&mut self, db: u32) -> Result<(), ScanError> {
