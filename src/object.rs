@@ -2,6 +2,7 @@
 
 mod error;
 mod find;
+mod parts;
 mod read;
 mod store;
 mod uri;

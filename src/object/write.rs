@@ -4,17 +4,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FsPath, PathBuf};
 
 use bytes::Bytes;
-use object_store::{ObjectStoreExt, WriteMultipart};
+use object_store::ObjectStoreExt;
 use tokio::fs;
 use tokio::io::AsyncWriteExt;
 
+use super::parts::Parts;
 use super::store::{self, Opened};
 use super::{FileUri, ObjectError, StoreCredentials, find};
 use crate::rdb::checksum::Crc;
-
-/// Bytes of a part, and parts that are under way at once.
-const PART: usize = 8 << 20;
-const PARTS: usize = 2;
 
 /// Where a file is to stand.
 #[derive(Clone, Debug)]
@@ -42,7 +39,7 @@ enum To {
         path: PathBuf,
     },
     Store {
-        upload: WriteMultipart,
+        upload: Parts,
         opened: Opened,
     },
 }
@@ -96,7 +93,7 @@ impl Destination {
             (Some(opened), uri) => {
                 let upload = opened.store.put_multipart(&opened.path).await;
                 let upload = upload.map_err(|error| ObjectError::store(uri, &error))?;
-                To::Store { upload: WriteMultipart::new_with_chunk_size(upload, PART), opened }
+                To::Store { upload: Parts::new(upload), opened }
             }
             (None, uri) => {
                 let path = match uri {
@@ -137,10 +134,7 @@ impl Draft {
                 file.write_all(&bytes).await.map_err(|error| ObjectError::file(uri, error))
             }
             To::Store { upload, .. } => {
-                let room = upload.wait_for_capacity(PARTS).await;
-                room.map_err(|error| ObjectError::store(uri, &error))?;
-                upload.put(bytes);
-                Ok(())
+                upload.put(bytes).await.map_err(|error| ObjectError::store(uri, &error))
             }
         }
     }
