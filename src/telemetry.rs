@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::api::conditions::{self, is_true};
 use crate::api::{Phase, Status};
 
 /// What the engine knows beyond the status; published by the engine, read by `/metrics`.
@@ -49,11 +50,17 @@ pub struct Observed {
     pub gauges: watch::Receiver<EngineGauges>,
 }
 
-/// What is shown of a migration that nobody works on.
+/// What is shown of a migration that nobody works on, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AtRest {
+pub struct Stand {
     pub phase: Phase,
     pub stalled: bool,
+}
+
+impl Stand {
+    pub fn of(status: &Status) -> Self {
+        Self { phase: status.phase, stalled: is_true(&status.conditions, conditions::STALLED) }
+    }
 }
 
 /// The migrations that are shown, which may change while they are.
@@ -61,7 +68,7 @@ pub struct AtRest {
 pub struct ObservedSet {
     running: Arc<RwLock<Vec<Observed>>>,
     /// By namespace and name.
-    at_rest: Arc<RwLock<BTreeMap<(String, String), AtRest>>>,
+    at_rest: Arc<RwLock<BTreeMap<(String, String), Stand>>>,
 }
 
 impl ObservedSet {
@@ -70,7 +77,7 @@ impl ObservedSet {
     }
 
     /// Those that do not run in this process.
-    pub fn at_rest(&self) -> BTreeMap<(String, String), AtRest> {
+    pub fn at_rest(&self) -> BTreeMap<(String, String), Stand> {
         let mut at_rest = self.at_rest.read().unwrap_or_else(PoisonError::into_inner).clone();
         for Observed { namespace, name, .. } in self.list() {
             at_rest.remove(&(namespace, name));
@@ -79,7 +86,7 @@ impl ObservedSet {
     }
 
     /// `None`: it is worked on, or gone.
-    pub fn rests(&self, namespace: &str, name: &str, at_rest: Option<AtRest>) {
+    pub fn rests(&self, namespace: &str, name: &str, at_rest: Option<Stand>) {
         let mut all = self.at_rest.write().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.to_owned(), name.to_owned());
         match at_rest {

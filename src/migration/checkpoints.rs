@@ -42,16 +42,7 @@ impl Checkpoints {
 
     /// What is on the target must not be gone on with by other rules.
     pub fn goes_on_with(&self, plan: &Plan) -> Result<(), MigrationError> {
-        let Some(changed) = plan.copied_by.changed_since(&self.copied_by).filter(|_| self.begun) else {
-            return Ok(());
-        };
-        Err(MigrationError {
-            reason: reason::INVALID_SPEC,
-            message: format!(
-                "{changed} changed after copying had begun, and the target would hold a mixture: put it back, or begin anew with an empty target and another name"
-            ),
-            transient: false,
-        })
+        if self.begun { goes_on(&self.copied_by, plan) } else { Ok(()) }
     }
 
     /// Takes in what an earlier run told, which may have been another process's and later than this one's.
@@ -84,6 +75,18 @@ impl Checkpoints {
         let lineage = own.map_or_else(|| lowest.to_string(), |own| own.lineage.clone());
         Some(KnownShard { id: shard.id.clone(), lineage, slots })
     }
+}
+
+/// `copied_by`: what the target has.
+pub fn goes_on(copied_by: &CopiedBy, plan: &Plan) -> Result<(), MigrationError> {
+    let Some(changed) = plan.copied_by.changed_since(copied_by) else { return Ok(()) };
+    Err(MigrationError {
+        reason: reason::INVALID_SPEC,
+        message: format!(
+            "{changed} changed after copying had begun, and the target would hold a mixture: put it back, or begin anew with an empty target and another name"
+        ),
+        transient: false,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]

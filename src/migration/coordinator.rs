@@ -64,8 +64,8 @@ struct Run {
     setups: Vec<WorkerSetup>,
     restarts: u32,
     drain: watch::Sender<bool>,
-    /// Counts the plans that were adopted while running.
-    adopted: watch::Sender<u64>,
+    /// Counts what calls for another look: plans that were adopted while running, shards that are in sync again.
+    changes: watch::Sender<u64>,
     /// When anything moved last, and how far it was then: full resyncs, and the sum of all counts.
     last_progress: (Instant, (u64, u64)),
     /// How often shards were given to other processes.
@@ -168,7 +168,7 @@ impl Run {
             setups,
             restarts: 0,
             drain: watch::Sender::new(false),
-            adopted: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
             last_progress: (Instant::now(), (0, 0)),
             moves: 0,
             standing: None,

@@ -155,28 +155,32 @@ pub async fn taken_over<'a>(
     shards: impl Iterator<Item = (&'a str, &'a Held)>,
 ) -> Result<Option<String>, TopologyError> {
     let target = discover(dialer.access(), dialer, Role::Target).await?;
-    let Some((address, slot)) = first_place(&target) else { return Ok(None) };
+    // That node decides between two that come at once.
+    let nodes = nodes(&target);
+    let Some(place) = nodes.first() else { return Ok(None) };
     for (lineage, held) in shards {
         let names = KeyNames::new(&plan.uid, lineage);
-        let place = (address.clone(), slot);
-        let theirs = held.taken_over(&names, dialer, &place).await;
+        let theirs = held.taken_over(&names, dialer, place).await;
         let theirs = theirs.map_err(|source| TopologyError::Connection { role: Role::Target, source })?;
         if let Some(theirs) = theirs {
             return Ok(Some(format!(
-                "{address}: a later process has taken over this migration (its epoch there is {theirs}); it completes it"
+                "{}: a later process has taken over this migration (its epoch there is {theirs}); it completes it",
+                place.0
             )));
         }
     }
     Ok(None)
 }
 
-/// Where two that come at once are told apart: the node with the lowest slot.
-fn first_place(target: &Topology) -> Option<Place> {
-    let place = |shard: &crate::topology::Shard| {
+/// All that hold data, the one with the lowest slot first.
+fn nodes(target: &Topology) -> Vec<Place> {
+    let places = target.shards.iter().filter_map(|shard| {
         let first = if target.is_cluster() { shard.slots.iter().next()? } else { 0 };
         Some((shard.master.address.clone(), first))
-    };
-    target.shards.iter().filter_map(place).min_by_key(|place| place.1)
+    });
+    let mut places: Vec<Place> = places.collect();
+    places.sort_by_key(|place| place.1);
+    places
 }
 
 /// The migration is complete: its keys go.
@@ -228,15 +232,7 @@ pub async fn clean_up(plan: &Plan, told: &Status) -> Result<(), MigrationError> 
         transient: true,
     };
     let target = discover(dialer.access(), &dialer, Role::Target).await.map_err(failed)?;
-    let mut places: Vec<Place> = target
-        .shards
-        .iter()
-        .filter_map(|shard| {
-            let first = if target.is_cluster() { shard.slots.iter().next()? } else { 0 };
-            Some((shard.master.address.clone(), first))
-        })
-        .collect();
-    places.sort_by_key(|place| place.1);
+    let places = nodes(&target);
     let mut lineages = lineages_told(plan, told);
     let known = known_shards(plan, &dialer, &target).await.map_err(|error| unreachable(error.to_string()))?;
     lineages.extend(known.into_iter().map(|shard| shard.lineage));

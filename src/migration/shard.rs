@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::checkpoints::Checkpoints;
+use super::checkpoints::{self, Checkpoints};
 use super::coordinator::spool_folder;
 use super::identity::{KnownShard, identify};
 use super::state::{self, Shard};
@@ -158,8 +158,7 @@ impl Post {
         start: &Start,
     ) -> Result<Self, MigrationError> {
         // A script in a ConfigMap may be another by now.
-        let copied_by = start.copied_by.clone();
-        Checkpoints { begun: true, copied_by, ..Checkpoints::default() }.goes_on_with(plan)?;
+        checkpoints::goes_on(&start.copied_by, plan)?;
         let report = setup::preflight(plan, false).await?;
         let (source, _) = setup::sides(&report)?;
         let (folder, temporary) = spool_folder(data_dir, plan).map_err(|error| MigrationError {
@@ -189,10 +188,9 @@ impl Post {
         }
         let begun = start.own_keys || start.resume.is_some();
         let resume = start.resume.clone().map(|place| (start.shard.clone(), place));
-        let checkpoints =
-            Checkpoints { begun, shards: resume.into_iter().collect(), ..Checkpoints::default() };
+        let left = Checkpoints { begun, shards: resume.into_iter().collect(), ..Checkpoints::default() };
         let spool = (folder.as_path(), temporary.is_none());
-        let mut setups = setup::workers(plan, &report, spool, &checkpoints, &shards).await?;
+        let mut setups = setup::workers(plan, &report, spool, &left, &shards).await?;
         if index >= setups.len() {
             return Err(MigrationError {
                 reason: reason::SOURCE_UNREACHABLE,

@@ -13,15 +13,20 @@ use crate::worker::{Numbers, ShardPhase};
 const GRACE: Duration = Duration::from_secs(15);
 
 /// One shard, now.
-#[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
-    pub id: &'a str,
-    pub numbers: &'a Numbers,
-    pub link: &'a LinkState,
-    pub seat: &'a Seat,
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub id: String,
+    pub numbers: Numbers,
+    pub link: LinkState,
+    pub seat: Seat,
 }
 
-impl Seen<'_> {
+impl Seen {
+    pub fn of(shard: &Shard) -> Self {
+        let seat = shard.progress.seat.borrow().clone();
+        Self { id: shard.id.clone(), numbers: shard.numbers(), link: shard.link(), seat }
+    }
+
     /// Caught up with a source that is heard, in the history that it is in.
     pub fn is_in_step(&self) -> bool {
         let Self { numbers, link, seat, .. } = self;
@@ -50,11 +55,7 @@ impl Seen<'_> {
 
 /// As `Seen::is_in_step`, of all of them.
 pub fn in_step(shards: &[Shard]) -> bool {
-    shards.iter().all(|shard| {
-        let (numbers, link) = (shard.numbers(), shard.link());
-        let seat = shard.progress.seat.borrow().clone();
-        Seen { id: &shard.id, numbers: &numbers, link: &link, seat: &seat }.is_in_step()
-    })
+    shards.iter().all(|shard| Seen::of(shard).is_in_step())
 }
 
 /// How often shards had to be copied again. Never falls.
@@ -93,16 +94,16 @@ impl Standing {
     }
 
     /// `Some`: it is another than the last time. `now` never goes back.
-    pub fn judge<'a>(&mut self, shards: impl Iterator<Item = Seen<'a>>, now: Instant) -> Option<Stands> {
+    pub fn judge(&mut self, shards: impl Iterator<Item = Seen>, now: Instant) -> Option<Stands> {
         let (mut copied, mut lost) = (None, None);
         for shard in shards {
             let resyncs = shard.link.full_resyncs;
             if shard.is_in_step() {
-                self.stood.insert(shard.id.to_owned(), resyncs);
+                self.stood.insert(shard.id, resyncs);
                 continue;
             }
             // Of one that was not seen in step yet, those were before.
-            let stood = *self.stood.entry(shard.id.to_owned()).or_insert(resyncs);
+            let stood = *self.stood.entry(shard.id.clone()).or_insert(resyncs);
             if resyncs > stood || shard.numbers.phase == ShardPhase::FullSync {
                 let why = &shard.link.full_resync_reason;
                 copied.get_or_insert(format!("copying shard {} again: {why}", shard.id));

@@ -15,11 +15,10 @@ use super::forwarder::{Fault, Forwarder, SharedWriter};
 use super::secrets::Secrets;
 use super::status::{is_finished, is_transient};
 use super::writer::Writer;
-use crate::api::conditions::{self, is_true};
 use crate::api::plan::Delivery;
 use crate::api::{Phase, Plan, RedisMigration, Status};
 use crate::migration::{self, Observers, Outcome, Placement, RunOptions, StopRequest, Until};
-use crate::telemetry::{AtRest, EngineGauges, Observed, ObservedSet};
+use crate::telemetry::{EngineGauges, Observed, ObservedSet, Stand};
 
 /// A drain is over within so long, or it is cut short: with exactly once the target knows where to go on.
 const DRAIN_MAX: Duration = Duration::from_secs(8);
@@ -339,12 +338,9 @@ impl Runs {
 
     /// Shows what the API server tells of a migration, as far as nobody works on it.
     pub fn show(&self, object: &RedisMigration) {
-        let stalled = |status: &Status| is_true(&status.conditions, conditions::STALLED);
-        let status = object
-            .status
-            .as_ref()
-            .filter(|status| is_finished(status) || stalled(status) || status.phase == Phase::Suspended);
-        let at_rest = status.map(|status| AtRest { phase: status.phase, stalled: stalled(status) });
+        let stand = object.status.as_ref().map(|status| (is_finished(status), Stand::of(status)));
+        let rests = |(over, stand): &(bool, Stand)| *over || stand.stalled || stand.phase == Phase::Suspended;
+        let at_rest = stand.filter(rests).map(|(_, stand)| stand);
         let Target { namespace, name, .. } = Target::of(object);
         self.observed.rests(&namespace, &name, at_rest);
     }

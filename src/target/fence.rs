@@ -77,16 +77,19 @@ impl Held {
         dialer: &Dialer,
         (address, slot): &Place,
     ) -> Result<Option<u64>, ConnectionError> {
-        let ours = self.epoch.load(Ordering::SeqCst);
-        if ours == 0 {
+        if self.epoch.load(Ordering::SeqCst) == 0 {
             return Ok(None);
         }
         let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
-        let later = |theirs: &Epoch| {
-            theirs.number > ours && theirs.token != Some(self.token)
-                || theirs.number == ours && theirs.token.is_some_and(|token| token != self.token)
-        };
-        Ok(Epoch::of(&found).filter(later).map(|theirs| theirs.number))
+        Ok(Epoch::of(&found).filter(|theirs| self.is_outdone_by(theirs)).map(|theirs| theirs.number))
+    }
+
+    /// A later process's; one of the same number is another's, too, where the key was lost in between.
+    fn is_outdone_by(&self, theirs: &Epoch) -> bool {
+        let ours = self.epoch.load(Ordering::SeqCst);
+        ours > 0
+            && (theirs.number > ours && theirs.token != Some(self.token)
+                || theirs.number == ours && theirs.token.is_some_and(|token| token != self.token))
     }
 
     /// Another process has had it since, as it should.
@@ -123,12 +126,8 @@ impl Fence {
     ) -> Result<Self, FenceError> {
         let (ours, token) = (held.epoch.load(Ordering::SeqCst), held.token);
         let check = |address: &Address, theirs: Epoch| {
-            let foreign = |token: Option<u64>| token.is_some_and(|theirs| theirs != held.token);
-            let later = ours > 0
-                && (theirs.number > ours && theirs.token != Some(token)
-                    || theirs.number == ours && foreign(theirs.token));
             let error = || FenceError::Superseded { address: address.clone(), ours, theirs: theirs.number };
-            if later { Err(error()) } else { Ok(theirs.number.saturating_add(1)) }
+            if held.is_outdone_by(&theirs) { Err(error()) } else { Ok(theirs.number.saturating_add(1)) }
         };
         let mut epoch = ours.saturating_add(1);
         let mut met = ours == 0;

@@ -3,7 +3,6 @@
 //!
 //! Labels are bounded: namespace, migration, shard (one for each source master), phase.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -11,8 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{AtRest, EngineGauges, Observed, ObservedSet, ShardGauges};
-use crate::api::conditions::{self, is_true};
+use super::{EngineGauges, Observed, ObservedSet, ShardGauges, Stand};
 use crate::api::status::{Phase, ShardStatus, Status};
 
 /// A registry whose scrape shows the migrations as they are at that moment.
@@ -31,6 +29,9 @@ struct Snapshot<'a> {
     status: Status,
     gauges: EngineGauges,
 }
+
+/// Namespace and name.
+type Labels<'a> = [(&'static str, &'a str); 2];
 
 /// Name, help, and where the value comes from.
 type OfStatus = (&'static str, &'static str, MetricType, fn(&Status) -> i64);
@@ -109,8 +110,13 @@ impl Collector for Migrations {
         let migrations = self.0.list();
         let snapshots: Vec<Snapshot<'_>> = migrations.iter().map(Snapshot::of).collect();
         let at_rest = self.0.at_rest();
-        phases(&mut encoder, &snapshots, &at_rest)?;
-        stalled(&mut encoder, &snapshots, &at_rest)?;
+        let running = snapshots.iter().map(|snapshot| (snapshot.labels(), Stand::of(&snapshot.status)));
+        let resting = at_rest.iter().map(|((namespace, migration), stand)| {
+            ([("namespace", namespace.as_str()), ("migration", migration.as_str())], *stand)
+        });
+        let stands: Vec<(Labels<'_>, Stand)> = running.chain(resting).collect();
+        phases(&mut encoder, &stands)?;
+        stalled(&mut encoder, &stands)?;
         for (name, help, kind, value) in STATUS_METRICS {
             let mut family = encoder.encode_descriptor(name, help, None, *kind)?;
             for snapshot in &snapshots {
@@ -147,7 +153,7 @@ impl<'a> Snapshot<'a> {
         Self { migration, status, gauges }
     }
 
-    fn labels(&self) -> [(&'static str, &'a str); 2] {
+    fn labels(&self) -> Labels<'a> {
         [("namespace", &self.migration.namespace), ("migration", &self.migration.name)]
     }
 
@@ -158,41 +164,24 @@ impl<'a> Snapshot<'a> {
 }
 
 /// 1 for the phase that holds, 0 for the others, so that a query can wait for one by name.
-fn phases(
-    encoder: &mut DescriptorEncoder<'_>,
-    snapshots: &[Snapshot<'_>],
-    at_rest: &BTreeMap<(String, String), AtRest>,
-) -> fmt::Result {
+fn phases(encoder: &mut DescriptorEncoder<'_>, stands: &[(Labels<'_>, Stand)]) -> fmt::Result {
     let mut family = encoder.encode_descriptor("phase", "Phase of the migration", None, MetricType::Gauge)?;
-    let running = snapshots.iter().map(|snapshot| (snapshot.labels(), snapshot.status.phase));
-    let resting = at_rest.iter().map(|(named, at_rest)| (labels(named), at_rest.phase));
-    for ([namespace, migration], now) in running.chain(resting) {
+    for ([namespace, migration], stand) in stands {
         for phase in Phase::ALL {
-            let labels = [namespace, migration, ("phase", phase.as_str())];
-            sample(family.encode_family(&labels)?, MetricType::Gauge, u64::from(now == phase))?;
+            let labels = [*namespace, *migration, ("phase", phase.as_str())];
+            sample(family.encode_family(&labels)?, MetricType::Gauge, u64::from(stand.phase == phase))?;
         }
     }
     Ok(())
 }
 
-fn stalled(
-    encoder: &mut DescriptorEncoder<'_>,
-    snapshots: &[Snapshot<'_>],
-    at_rest: &BTreeMap<(String, String), AtRest>,
-) -> fmt::Result {
+fn stalled(encoder: &mut DescriptorEncoder<'_>, stands: &[(Labels<'_>, Stand)]) -> fmt::Result {
     let help = "1 while the condition Stalled holds";
     let mut family = encoder.encode_descriptor("stalled", help, None, MetricType::Gauge)?;
-    let told = |snapshot: &Snapshot<'_>| is_true(&snapshot.status.conditions, conditions::STALLED);
-    let running = snapshots.iter().map(|snapshot| (snapshot.labels(), told(snapshot)));
-    let resting = at_rest.iter().map(|(named, at_rest)| (labels(named), at_rest.stalled));
-    for (labels, stalled) in running.chain(resting) {
-        sample(family.encode_family(&labels)?, MetricType::Gauge, u64::from(stalled))?;
+    for (labels, stand) in stands {
+        sample(family.encode_family(labels)?, MetricType::Gauge, u64::from(stand.stalled))?;
     }
     Ok(())
-}
-
-fn labels((namespace, migration): &(String, String)) -> [(&'static str, &str); 2] {
-    [("namespace", namespace), ("migration", migration)]
 }
 
 /// Prometheus' own unit for time, beside the milliseconds of the status.

@@ -572,6 +572,15 @@ impl Http {
     }
 }
 
+impl Http {
+    fn source(&self, target: &Server) -> Manifest {
+        let uri = format!("http://{}/dump.rdb?signature=swordfish", self.address);
+        from_files(&[uri], &target.endpoint())
+            .set("/spec/source/rdbFile/credentialsSecretRef", json!({"name": "http"}))
+            .secret("http", "authorization", "Bearer sesame")
+    }
+}
+
 fn serve(
     mut stream: TcpStream,
     content: &[u8],
@@ -625,10 +634,7 @@ fn a_file_behind_http_is_read_on_after_the_connection_broke() -> Result<()> {
     for parts in [true, false] {
         let http = Http::start(content.clone(), parts, true)?;
         let target = Server::start(VERSION)?;
-        let uri = format!("http://{}/dump.rdb?signature=swordfish", http.address);
-        let manifest = from_files(&[uri], &target.endpoint())
-            .set("/spec/source/rdbFile/credentialsSecretRef", json!({"name": "http"}))
-            .secret("http", "authorization", "Bearer sesame");
+        let manifest = http.source(&target);
         let finished = done(&manifest)?;
         let report = compare_with(&source.endpoint(), &target.endpoint(), &Rules::default())?;
         assert!(report.differences.is_empty() && report.keys > 60_000, "{report}");
@@ -650,10 +656,7 @@ fn a_file_behind_http_that_was_replaced_meanwhile_is_not_read_on() -> Result<()>
     for parts in [true, false] {
         let http = Http::start(content.clone(), parts, false)?;
         let target = Server::start(VERSION)?;
-        let uri = format!("http://{}/dump.rdb?signature=swordfish", http.address);
-        let manifest = from_files(&[uri], &target.endpoint())
-            .set("/spec/source/rdbFile/credentialsSecretRef", json!({"name": "http"}))
-            .secret("http", "authorization", "Bearer sesame");
+        let manifest = http.source(&target);
         let finished = run(&manifest)?;
         let said = finished.status()?["message"].to_string();
         assert!(finished.code == 1 && said.contains("it was changed while it was read"), "{said}");

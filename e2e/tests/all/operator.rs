@@ -27,7 +27,7 @@ pub fn fast(source: &Server) -> Result<()> {
     source.conn()?.run(args!["CONFIG", "SET", "rdb-key-save-delay", "0"]).map(drop)
 }
 
-fn manual(source: &Server, target: &Server) -> Manifest {
+pub fn manual(source: &Server, target: &Server) -> Manifest {
     Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Manual")
 }
 

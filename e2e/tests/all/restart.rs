@@ -10,7 +10,8 @@ use e2e::compare::wait_equal;
 use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
 use e2e::scenario::{PATIENCE, stop};
-use e2e::{Batch, Cluster, Manifest, Options, Proxy, Server, Tool, Version, args, wait_until};
+use e2e::{Batch, Cluster, Conn, Manifest, Options, Proxy, Server, Tool, Version, args, wait_until};
+use tempfile::TempDir;
 
 const VERSION: Version = Version::REDIS_7_0;
 
@@ -212,13 +213,7 @@ fn a_target_that_lost_all_is_filled_again() -> Result<()> {
     let writer = Writer::start(&source.endpoint(), Load::default())?;
     let tool = Tool::run(&manifest, &[])?;
     tool.wait_condition("InSync", PATIENCE)?;
-    // In one go, as a server that is replaced by an empty one loses both.
-    let mut batch = Batch::default();
-    batch.add(args!["MULTI"]);
-    batch.add(args!["FLUSHALL"]);
-    batch.add(args!["CLIENT", "KILL", "TYPE", "normal"]);
-    batch.add(args!["EXEC"]);
-    target.conn()?.pipeline(&batch)?;
+    lose_all(&mut target.conn()?)?;
     tool.wait_for("an announced full resync", PATIENCE, |status| {
         status["replication"]["fullResyncs"].as_i64().unwrap_or(0) >= 1
     })?;
@@ -264,13 +259,9 @@ fn a_target_that_loses_all_before_the_source_answers_is_filled_again() -> Result
     let (stalled, mut emptied) = (Arc::clone(&proxy), target.conn()?);
     // By then it has read where the target stands.
     proxy.before(b"\r\nPSYNC\r\n$40\r\n", move || {
-        let mut batch = Batch::default();
-        batch.add(args!["MULTI"]);
-        batch.add(args!["FLUSHALL"]);
-        batch.add(args!["CLIENT", "KILL", "TYPE", "normal"]);
-        batch.add(args!["EXEC"]);
-        drop(emptied.pipeline(&batch));
+        // First: once the loss shows, the test lets go.
         stalled.stall(true);
+        drop(lose_all(&mut emptied));
     });
     let tool = Tool::run_in(folder, &manifest, &[])?;
     wait_until("the loss to be noticed", PATIENCE, || {
@@ -287,9 +278,7 @@ fn a_target_that_loses_all_before_the_source_answers_is_filled_again() -> Result
 fn what_was_completed_from_elsewhere_is_not_copied_again() -> Result<()> {
     let (source, target) = (source()?, Server::start(VERSION)?);
     let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
-    let tool = Tool::run(&manifest, &["--until", "InSync"])?;
-    let folder = Arc::clone(&tool.folder);
-    tool.expect_exit(0, PATIENCE)?;
+    let folder = once_in_sync(&manifest)?;
     let elsewhere = manifest.clone().set("/spec/cutover/mode", "Automatic");
     Tool::run(&elsewhere, &[])?.expect_exit(0, PATIENCE)?;
     target.conn()?.run(args!["SET", "written:since", "1"])?;
@@ -303,9 +292,7 @@ fn what_was_completed_from_elsewhere_is_not_copied_again() -> Result<()> {
 fn by_other_rules_it_does_not_go_on() -> Result<()> {
     let (source, target) = (source()?, Server::start(VERSION)?);
     let manifest = Manifest::between(&source.endpoint(), &target.endpoint());
-    let tool = Tool::run(&manifest, &["--until", "InSync"])?;
-    let folder = Arc::clone(&tool.folder);
-    tool.expect_exit(0, PATIENCE)?;
+    let folder = once_in_sync(&manifest)?;
     let other = manifest.clone().set("/spec/filter/databases/exclude", vec![1]);
     let refused = Tool::run_in(Arc::clone(&folder), &other, &[])?.expect_exit(2, PATIENCE)?;
     assert!(refused.stderr.contains("spec.filter changed after copying had begun"), "{}", refused.stderr);
@@ -362,6 +349,24 @@ fn a_target_that_was_completed_meanwhile_is_not_written_to() -> Result<()> {
     let keys: Vec<Vec<u8>> = array(&target.conn()?.run(args!["KEYS", "[^r]*"])?).iter().map(bytes).collect();
     assert_eq!(keys, [b"written:since"]);
     Ok(())
+}
+
+/// The folder that a run leaves which ended in sync.
+fn once_in_sync(manifest: &Manifest) -> Result<Arc<TempDir>> {
+    let tool = Tool::run(manifest, &["--until", "InSync"])?;
+    let folder = Arc::clone(&tool.folder);
+    tool.expect_exit(0, PATIENCE)?;
+    Ok(folder)
+}
+
+/// In one go, as a server that is replaced by an empty one loses both.
+fn lose_all(target: &mut Conn) -> Result<()> {
+    let mut batch = Batch::default();
+    batch.add(args!["MULTI"]);
+    batch.add(args!["FLUSHALL"]);
+    batch.add(args!["CLIENT", "KILL", "TYPE", "normal"]);
+    batch.add(args!["EXEC"]);
+    target.pipeline(&batch).map(drop)
 }
 
 fn forget_what_is_kept(target: &Server) -> Result<()> {

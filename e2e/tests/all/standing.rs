@@ -7,15 +7,11 @@ use e2e::compare::wait_equal;
 use e2e::dataset::Dataset;
 use e2e::scenario::PATIENCE;
 use e2e::tool::condition;
-use e2e::{ControlPlane, Manifest, Migration, Operator, Options, Server, Tool, args};
+use e2e::{ControlPlane, Migration, Operator, Options, Server, Tool, args};
 use serde_json::Value;
 
 use crate::failover::signal;
-use crate::operator::{VERSION, fast, nothing_left};
-
-fn manual(source: &Server, target: &Server) -> Manifest {
-    Manifest::between(&source.endpoint(), &target.endpoint()).set("/spec/cutover/mode", "Manual")
-}
+use crate::operator::{VERSION, fast, manual, nothing_left};
 
 /// All of these, with that truth.
 fn are(status: &Value, truth: &str, kinds: &[&str]) -> bool {

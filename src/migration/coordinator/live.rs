@@ -81,7 +81,7 @@ impl Run {
         tracing::info!(generation = plan.generation, "the changed spec holds from here on");
         self.state.judge_by(&plan);
         self.plan = plan;
-        self.adopted.send_modify(|count| *count += 1);
+        self.changes.send_modify(|count| *count += 1);
         self.state.publish();
     }
 
@@ -284,16 +284,16 @@ impl Run {
         .await
     }
 
-    /// As `until`, but no longer than the plan holds; true when `job` came to its end.
+    /// As `until`, but no longer than the plan holds and the shards stand as they do; true when `job` came to its end.
     pub(super) async fn until_changed(&mut self, job: impl Future<Output = ()>) -> Result<bool, Ended> {
-        let mut adopted = self.adopted.subscribe();
+        let mut changes = self.changes.subscribe();
         let mut done = false;
         {
             let done = &mut done;
             let either = async move {
                 tokio::select! {
                     () = job => *done = true,
-                    Ok(()) = adopted.changed() => {}
+                    Ok(()) = changes.changed() => {}
                 }
             };
             self.until(either).await?;

@@ -10,10 +10,8 @@ use crate::migration::checkpoints::{self, Checkpoints, SetAside};
 use crate::migration::standing::{Seen, Stands};
 use crate::migration::state::{Shard, State, by_name, is_in_sync};
 use crate::migration::{StopRequest, degraded, standing};
-use crate::source::replication::LinkState;
-use crate::worker::progress::Seat;
+use crate::worker::ShardPhase;
 use crate::worker::turn::is_waiting;
-use crate::worker::{Numbers, ShardPhase};
 
 /// How often the workers' numbers are gathered.
 const GATHER: Duration = Duration::from_millis(200);
@@ -96,17 +94,8 @@ impl Run {
     /// Takes back what does not hold any more of what the conditions said, and says it again once it does.
     fn say_where_it_stands(&mut self) {
         let Some(standing) = &mut self.standing else { return };
-        let told: Vec<(&str, Numbers, LinkState, Seat)> = self
-            .shards
-            .iter()
-            .map(|shard| {
-                let seat = shard.progress.seat.borrow().clone();
-                (shard.id.as_str(), shard.numbers(), shard.link(), seat)
-            })
-            .collect();
-        let seen = told.iter().map(|(id, numbers, link, seat)| Seen { id, numbers, link, seat });
         let first = standing.is_new();
-        let Some(stands) = standing.judge(seen, Instant::now()) else { return };
+        let Some(stands) = standing.judge(self.shards.iter().map(Seen::of), Instant::now()) else { return };
         let (why, message) = match stands {
             // As was just said.
             Stands::InStep if first => return,
@@ -114,7 +103,7 @@ impl Run {
                 self.say_full_synced();
                 self.say_in_sync();
                 // Whoever waits for a word of the user looks again whether everything is compared.
-                self.adopted.send_modify(|count| *count += 1);
+                self.changes.send_modify(|count| *count += 1);
                 return;
             }
             Stands::Copying { message } => {

@@ -35,7 +35,12 @@ impl Watched {
     fn at(&mut self, seconds: u64, shards: &[(Numbers, LinkState, Seat)]) -> Option<Stands> {
         let names = ["a", "b", "c"];
         let seen = shards.iter().zip(names);
-        let seen = seen.map(|((numbers, link, seat), id)| Seen { id, numbers, link, seat });
+        let seen = seen.map(|((numbers, link, seat), id)| Seen {
+            id: id.to_owned(),
+            numbers: numbers.clone(),
+            link: link.clone(),
+            seat: seat.clone(),
+        });
         self.standing.judge(seen, self.began + Duration::from_secs(seconds))
     }
 }

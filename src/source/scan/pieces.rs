@@ -35,7 +35,10 @@ impl Work {
         let before = session.db;
         while let Some((db, key, size)) = self.big.last().cloned() {
             session.select(db).await?;
-            self.read_big(session, db, &key, size).await?;
+            match self.read_big(session, db, &key, size).await {
+                Err(ScanError::Moved { .. }) => {}
+                read => read?,
+            }
             // Not before: after a lost connection it is read from its beginning.
             self.big.pop();
         }
@@ -49,13 +52,8 @@ impl Work {
         key: &[u8],
         size: u64,
     ) -> Result<(), ScanError> {
-        let type_ = match session.wire.call(&[b"TYPE", key]).await? {
-            Frame::Simple(type_) => type_.to_vec(),
-            Frame::Error(text) if ReplyVerdict::of(text).next() == Next::Reroute => return Ok(()),
-            Frame::Error(text) => {
-                let text = text.to_vec();
-                return Err(ScanError::refused(session.wire.address(), "TYPE", &text));
-            }
+        let type_ = match ask(&mut session.wire, &[b"TYPE", key], "TYPE").await? {
+            Some(Frame::Simple(type_)) => type_.to_vec(),
             _ => return Err(session.unexpected("TYPE")),
         };
         let expiry = expiry_of(session, key).await?;
@@ -68,11 +66,7 @@ impl Work {
         if known {
             // Most that are known have not changed: only then it is worth to read it twice.
             let mut piece = Piece { session, emit: None, db, key, size, crc: begin() };
-            let there = match piece.read(&type_).await {
-                Err(ScanError::Moved { .. }) => return Ok(()),
-                there => there?,
-            };
-            if !there {
+            if !piece.read(&type_).await? {
                 self.gone(db, key);
                 return Ok(());
             }
@@ -87,10 +81,7 @@ impl Work {
         }
         let mut piece = Piece { session, emit: Some(&mut self.emit), db, key, size, crc: begin() };
         piece.emit(&[b"DEL", key]);
-        let there = match piece.read(&type_).await {
-            Err(ScanError::Moved { .. }) => return Ok(()),
-            there => there?,
-        };
+        let there = piece.read(&type_).await?;
         let digest = piece.crc.value();
         if let Some(at) = expiry.at().filter(|_| there) {
             let mut digits = itoa::Buffer::new();
