@@ -27,7 +27,7 @@ pub fn decode(args: &DecodeArgs) -> Result<Exit> {
         Some(path) => Box::new(File::create(path).with_context(|| format!("{}", path.display()))?),
     };
     let (mut json, mut lines, mut failed) = (JsonLines::default(), Vec::with_capacity(2 * RUN), 0u64);
-    let read = each_event(&mut input, Limits::default(), |place, event| {
+    let read = each_event(&mut input, JsonLines::limits(), |place, event| {
         let mut refused = |what: &[u8], why: &str| {
             failed += 1;
             eprintln!("{name}: key \"{}\", database {}: {why}", what.escape_ascii(), place.db);

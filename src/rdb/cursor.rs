@@ -39,6 +39,15 @@ impl TextHead {
             TextHead::Lzf { compressed, .. } => compressed,
         }
     }
+
+    /// Bytes of the string itself; of a number, those stored.
+    #[inline]
+    pub fn expanded(self) -> u64 {
+        match self {
+            TextHead::Lzf { length, .. } => length,
+            _ => self.payload(),
+        }
+    }
 }
 
 /// Reads forward; after an error its place is undefined.

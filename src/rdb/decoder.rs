@@ -12,7 +12,7 @@ use self::found::Found;
 use self::large::Large;
 use super::cursor::{Cursor, Stop, Text, bounded};
 use super::error::{Fault, RdbError};
-use super::event::{LargeKind, Limits, Step};
+use super::event::{LargeKind, Limits, Step, TYPE_STRING};
 use super::layout::{Layout, layout};
 use super::scan::{Scan, Until};
 pub use waypoint::Waypoint;
@@ -278,6 +278,9 @@ impl Decoder {
         let end = if layout == Layout::Blob {
             let head = cursor.text_head()?;
             let payload = bounded("string", head.payload(), self.limits.max_string, base)?;
+            if type_byte == TYPE_STRING && head.expanded() > self.limits.max_expanded {
+                return Ok(None);
+            }
             let end = cursor.at.saturating_add(payload);
             if end <= longest && end > cursor.bytes.len() {
                 return Err(Stop::NeedMore(end));
@@ -288,7 +291,11 @@ impl Decoder {
                 State::Value(scan) => scan,
                 _ => Scan::new(type_byte, self.flavor).map_err(|fault| Stop::Fault { fault, at: base })?,
             };
+            let parts = matches!(layout, Layout::Counted(_));
             match scan.advance(cursor.bytes, base, &self.limits, Until::Done) {
+                Ok(_) | Err(Stop::NeedMore(_)) if parts && scan.expanded() > self.limits.max_expanded => {
+                    return Ok(None);
+                }
                 Err(Stop::NeedMore(at_least)) if at_least <= longest => {
                     self.state = State::Value(scan);
                     return Err(Stop::NeedMore(at_least));
@@ -313,7 +320,7 @@ impl Decoder {
         let fault_at = |fault| Stop::Fault { fault, at: base };
         let mut scan = Scan::new(type_byte, self.flavor).map_err(fault_at)?;
         let why = match layout {
-            Layout::Blob if type_byte == super::event::TYPE_STRING => {
+            Layout::Blob if type_byte == TYPE_STRING => {
                 let (consumed, large) = Large::string(self.bytes(key, cursor.bytes), cursor)?;
                 self.state = State::Large(Box::new(large));
                 let kind = LargeKind::String;

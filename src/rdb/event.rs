@@ -15,6 +15,9 @@ pub struct Limits {
     /// Values with more stored bytes than this come in parts, so the caller never has to hold more
     /// than about this much input.
     pub max_value: usize,
+    /// The same for what a string, or a collection that is not packed into one, takes once expanded: for those who
+    /// expand it.
+    pub max_expanded: u64,
     /// Longest key, AUX field or function source: these are always held whole.
     pub max_key: usize,
     /// Longest string at all, stored or expanded.
@@ -25,7 +28,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_value: 64 << 20, max_key: 64 << 20, max_string: 16 << 30, max_elements: 1 << 33 }
+        Limits {
+            max_value: 64 << 20,
+            max_expanded: u64::MAX,
+            max_key: 64 << 20,
+            max_string: 16 << 30,
+            max_elements: 1 << 33,
+        }
     }
 }
 

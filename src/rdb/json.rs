@@ -8,7 +8,7 @@ mod text;
 mod values;
 
 use super::error::RdbError;
-use super::event::{Items, KeyRecord, LargeHead, LargeKind, Run};
+use super::event::{Items, KeyRecord, LargeHead, LargeKind, Limits, Run};
 use super::layout::{Layout, layout};
 use super::module::module_of;
 use super::walk;
@@ -31,7 +31,15 @@ struct OpenLine {
     base64: Base64,
 }
 
+/// Values that take more than this once expanded are written in parts: in a line a byte may take six.
+const EXPANDED: u64 = 16 << 20;
+
 impl JsonLines {
+    /// What it is to be given, so that it never writes much at a time.
+    pub fn limits() -> Limits {
+        Limits { max_expanded: EXPANDED, ..Limits::default() }
+    }
+
     /// Appends the line of one whole key. On an error `out` is as it was.
     pub fn key(
         &mut self,

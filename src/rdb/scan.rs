@@ -3,7 +3,7 @@
 
 use crate::version::Flavor;
 
-use super::cursor::{Cursor, Stop, TextHead, bounded};
+use super::cursor::{Cursor, Stop, bounded};
 use super::error::Fault;
 use super::event::Limits;
 use super::layout::{Atom, Elements, Layout, layout, stream_layout};
@@ -71,6 +71,8 @@ pub(super) struct Scan {
     consumers: u64,
     /// Bytes of a payload that are yet to be passed over when skipping.
     ahead: u64,
+    /// Bytes that the strings passed over are longer by once expanded, since the front was dropped last.
+    grown: u64,
     pub pos: usize,
     /// End of the last whole element.
     pub boundary: usize,
@@ -101,6 +103,7 @@ impl Scan {
             groups: 0,
             consumers: 0,
             ahead: 0,
+            grown: 0,
             pos: 0,
             boundary: 0,
         }
@@ -121,12 +124,18 @@ impl Scan {
         self.ahead > 0
     }
 
+    /// Bytes passed over, once expanded.
+    pub fn expanded(&self) -> u64 {
+        self.grown.saturating_add(self.pos as u64)
+    }
+
     pub fn is_done(&self) -> bool {
         self.stage == Stage::Done
     }
 
     /// The caller drops the first `bytes` of the value.
     pub fn drop_front(&mut self, bytes: usize) {
+        self.grown = 0;
         self.pos = self.pos.saturating_sub(bytes);
         self.boundary = self.boundary.saturating_sub(bytes);
     }
@@ -165,7 +174,7 @@ impl Scan {
                         return Ok(Rest::TooLarge);
                     }
                     self.boundary = self.pos;
-                    if self.pos >= bytes {
+                    if self.expanded() >= bytes as u64 {
                         return Ok(Rest::Run);
                     }
                 }
@@ -210,16 +219,16 @@ impl Scan {
         let start = cursor.at;
         let head = cursor.text_head()?;
         let payload = bounded("string", head.payload(), limits.max_string, start)?;
-        if let TextHead::Lzf { length, .. } = head {
-            bounded("expanded string", length, limits.max_string, start)?;
-        }
+        bounded("expanded string", head.expanded(), limits.max_string, start)?;
         let available = cursor.bytes.len() - cursor.at;
         if self.skipping && available < payload {
             self.ahead = (payload - available) as u64;
             cursor.at = cursor.bytes.len();
             return Ok(());
         }
-        cursor.take(payload).map(drop)
+        cursor.take(payload)?;
+        self.grown = self.grown.saturating_add(head.expanded().saturating_sub(head.payload()));
+        Ok(())
     }
 
     /// Source: Redis rdb.c, `rdbLoadCheckModuleValue`.

@@ -21,6 +21,8 @@ use sieve::{Passing, Remade, Sieve};
 
 /// Values beyond this are only walked through when the RDB is passed on as it is.
 const WALKED: usize = 1 << 20;
+/// Of the RDB, taken at a time: what it makes of lines at the very most, 88 times as long expanded, is held.
+const TAKEN: usize = 64 << 10;
 /// Lines are handed on in runs of this many bytes.
 const RUN: usize = 1 << 20;
 
@@ -85,7 +87,8 @@ impl FileWriter {
         let scripted = transform.as_ref().is_some_and(|transform| transform.script.is_some());
         let limits = match format {
             FileFormat::Rdb if !scripted => Limits { max_value: WALKED, ..Limits::default() },
-            FileFormat::Rdb | FileFormat::Json => Limits::default(),
+            FileFormat::Rdb => Limits::default(),
+            FileFormat::Json => JsonLines::limits(),
         };
         let json = (format == FileFormat::Json).then(Json::default);
         let sieve = transform.map(Sieve::new).transpose()?;
@@ -115,7 +118,14 @@ impl FileWriter {
     }
 
     /// `left`: is told of each key that cannot be written.
-    pub async fn write(&mut self, bytes: Bytes, mut left: impl FnMut(Left)) -> Result<(), WriteError> {
+    pub async fn write(&mut self, mut bytes: Bytes, mut left: impl FnMut(Left)) -> Result<(), WriteError> {
+        while self.json.is_some() && bytes.len() > TAKEN {
+            self.take(bytes.split_to(TAKEN), &mut left).await?;
+        }
+        self.take(bytes, &mut left).await
+    }
+
+    async fn take(&mut self, bytes: Bytes, left: &mut impl FnMut(Left)) -> Result<(), WriteError> {
         let Self { pushed, json, sieve, remade, keys, keys_total, .. } = self;
         pushed.push_raw(&bytes, |place, event, raw| {
             if let Event::ResizeDb { keys, .. } = &event {
@@ -138,7 +148,7 @@ impl FileWriter {
                 remade.add(place.version, &event, raw, change.is_some());
             }
             if let Some(json) = json {
-                json.add(place, &event, &mut left);
+                json.add(place, &event, left);
             }
             Ok(())
         })?;

@@ -71,7 +71,13 @@ fn rdb(magic: &str, body: &[u8]) -> Vec<u8> {
 }
 
 fn small() -> Limits {
-    Limits { max_value: 300, max_key: 1000, max_string: 1 << 24, max_elements: 1 << 20 }
+    Limits {
+        max_value: 300,
+        max_expanded: u64::MAX,
+        max_key: 1000,
+        max_string: 1 << 24,
+        max_elements: 1 << 20,
+    }
 }
 
 #[test]

@@ -6,7 +6,12 @@ use crate::rdb::{Decoder, Event, Limits, Step};
 
 /// The lines of an RDB, read in chunks of `chunk` bytes, with values beyond `max_value` in parts.
 fn lines(rdb: &[u8], chunk: usize, max_value: usize) -> Vec<Value> {
-    let mut decoder = Decoder::new(Limits { max_value, ..Limits::default() });
+    lines_within(rdb, chunk, Limits { max_value, ..Limits::default() }).0
+}
+
+/// The same, and the most bytes that were written at a time.
+fn lines_within(rdb: &[u8], chunk: usize, limits: Limits) -> (Vec<Value>, usize) {
+    let (mut decoder, mut most) = (Decoder::new(limits), 0);
     let (mut json, mut out, mut at, mut end) = (JsonLines::default(), Vec::new(), 0, 0);
     loop {
         let (db, flavor) = (decoder.db(), decoder.flavor());
@@ -17,6 +22,7 @@ fn lines(rdb: &[u8], chunk: usize, max_value: usize) -> Vec<Value> {
             }
             Step::Event { consumed, event } => {
                 at += consumed;
+                let before = out.len();
                 match event {
                     Event::Key(record) => json.key(db, &record, flavor, &mut out).unwrap(),
                     Event::LargeBegin(head) => json.begin(db, &head, &mut out),
@@ -27,12 +33,13 @@ fn lines(rdb: &[u8], chunk: usize, max_value: usize) -> Vec<Value> {
                     Event::End { .. } => break,
                     _ => {}
                 }
+                most = most.max(out.len() - before);
             }
         }
     }
     assert!(!json.is_open());
     let text = String::from_utf8(out).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), most)
 }
 
 #[test]
@@ -72,6 +79,33 @@ fn a_value_in_parts_gives_the_line_of_a_whole_one() {
         }
         assert!(found * 2 > whole.len(), "{name}: only {found} of {}", whole.len());
     }
+}
+
+/// What compresses well takes little in the file, and much when it is written.
+#[test]
+fn a_value_that_is_long_once_expanded_comes_in_parts() {
+    // A string of 7,928 bytes: "abcdefgh", then references 8 back, 264 bytes each.
+    let steps = 30u16;
+    let mut text = vec![0xc3, 0x40, 9 + 3 * steps as u8];
+    text.extend((0x4000 | (8 + 264 * steps)).to_be_bytes());
+    text.extend(b"\x07abcdefgh");
+    (0..steps).for_each(|_| text.extend([7 << 5, 255, 7]));
+    let list = [b"\x01\x04list\x42\x58", text.repeat(600).as_slice()].concat();
+    let string = [b"\x00\x06string", text.as_slice()].concat();
+    let rdb = [b"REDIS0009".as_slice(), &list, &string, &[255], &[0; 8]].concat();
+    let (whole, most) = lines_within(&rdb, rdb.len(), Limits::default());
+    assert!(most > 4_000_000);
+    assert_eq!(whole[0]["value"].as_array().unwrap().len(), 600);
+    for chunk in [7, 1000, rdb.len()] {
+        let limits = Limits { max_expanded: 100_000, ..Limits::default() };
+        let (parts, most) = lines_within(&rdb, chunk, limits);
+        assert!(most < 300_000, "{most} bytes at a time");
+        assert!(parts == whole);
+    }
+    let limits = Limits { max_expanded: 5_000, ..Limits::default() };
+    let (parts, _) = lines_within(&rdb, 7, limits);
+    assert_eq!(comparable(parts[1].clone()), comparable(whole[1].clone()));
+    assert_ne!(parts[1], whole[1]);
 }
 
 #[test]
