@@ -55,6 +55,12 @@ pub fn verify(manifest: &Manifest, code: i32) -> Result<Finished> {
 }
 
 /// SIGTERM: ends within 10 seconds, with the checkpoint kept.
+/// What the tool sends to pause the source's writers for so long, and not to ask whether it may.
+pub fn pause(seconds: u64) -> Vec<u8> {
+    let millis = (seconds * 1000).to_string();
+    format!("\r\nPAUSE\r\n${}\r\n{millis}\r\n", millis.len()).into_bytes()
+}
+
 pub fn stop(tool: Tool) -> Result<Finished> {
     tool.terminate()?;
     tool.expect_exit(4, Duration::from_secs(11))

@@ -100,13 +100,7 @@ pub async fn drain(
         let answer = connection.call(&[b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"]).await?;
         if let Reply::Error(text) = answer {
             pauses.0.pop();
-            let busy = ReplyVerdict::of(&text).next() == Next::RetryLater;
-            let text = String::from_utf8_lossy(&text);
-            if busy {
-                return Ok(Paused::Busy { why: format!("{writer} does not pause writes now ({text})") });
-            }
-            // Before Redis 6.2, or without the right to it. What goes on to be written would be lost.
-            return Ok(Paused::Impossible { why: format!("{writer} cannot pause writes ({text})") });
+            return Ok(refused(&writer, &text));
         }
         writers.push(writer);
     }
@@ -136,6 +130,36 @@ pub async fn drain(
     }
     let held = if plan.pause_source_writes { began.elapsed() } else { Duration::ZERO };
     Ok(Paused::Drained { millis: u64::try_from(held.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// Asks every source for a pause that is over at once: what one of them says that takes none. To be known before
+/// anything is done that only a cutover needs. One that cannot be asked is left to the pause itself.
+pub async fn refusal(shards: &[Shard]) -> Option<Paused> {
+    for shard in shards {
+        let asked = async {
+            let writer = writer(shard).await?;
+            let mut connection = shard.dialer.connect(&writer).await?;
+            let answer = connection.call(&[b"CLIENT", b"PAUSE", b"0", b"WRITE"]).await?;
+            Ok::<_, ConnectionError>((writer, answer))
+        };
+        match asked.await {
+            Ok((writer, Reply::Error(text))) => return Some(refused(&writer, &text)),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, shard = shard.id, "not asked whether it pauses writes"),
+        }
+    }
+    None
+}
+
+/// What a server answers that does not pause. Before Redis 6.2, or without the right to it, never will, and what goes
+/// on to be written would be lost.
+fn refused(writer: &Address, text: &[u8]) -> Paused {
+    let busy = ReplyVerdict::of(text).next() == Next::RetryLater;
+    let text = String::from_utf8_lossy(text);
+    if busy {
+        return Paused::Busy { why: format!("{writer} does not pause writes now ({text})") };
+    }
+    Paused::Impossible { why: format!("{writer} cannot pause writes ({text})") }
 }
 
 fn failed_over(shards: &[Shard], masters: &[Address]) -> Option<Paused> {

@@ -16,7 +16,9 @@ use crate::preflight::PreflightError;
 use crate::resp::Reply;
 use crate::slot::SlotRanges;
 use crate::target::fence::{Fence, Held, Place};
-use crate::target::keys::{KeyNames, TERRITORY_SLOTS, Territory, shards_key};
+use crate::target::keys::{
+    KeyNames, Record, RecordPlace, Standing, TERRITORY_SLOTS, Territory, shards_key, standing,
+};
 use crate::target::recovery::{self, Part};
 use crate::topology::{Role, Topology, TopologyError, discover};
 
@@ -148,28 +150,86 @@ fn places(target: &Topology) -> Vec<(Address, u16)> {
     TERRITORY_SLOTS.into_iter().filter_map(owner).collect()
 }
 
-/// The first of these shards, by lineage, that a later process has taken over: what is kept is its, then.
-pub async fn taken_over<'a>(
+/// A shard whose worker has come to its end.
+pub struct AtEnd<'a> {
+    pub lineage: &'a str,
+    pub held: &'a Held,
+    /// The target has acknowledged all up to here, the record of it included.
+    pub applied: i64,
+}
+
+/// Why a migration is not complete, though all its shards came to their end.
+#[derive(Debug)]
+pub enum Undone {
+    /// What is kept is a later process's.
+    TakenOver(String),
+    /// The target no longer has what it had acknowledged.
+    FellBack(String),
+}
+
+/// Looks at what is kept once more, where a worker could not see it any more.
+pub async fn undone(
     plan: &Plan,
     dialer: &Dialer,
-    shards: impl Iterator<Item = (&'a str, &'a Held)>,
-) -> Result<Option<String>, TopologyError> {
+    shards: impl Iterator<Item = AtEnd<'_>>,
+) -> Result<Option<Undone>, TopologyError> {
     let target = discover(dialer.access(), dialer, Role::Target).await?;
     // That node decides between two that come at once.
     let nodes = nodes(&target);
     let Some(place) = nodes.first() else { return Ok(None) };
-    for (lineage, held) in shards {
+    let failed = |source| TopologyError::Connection { role: Role::Target, source };
+    for AtEnd { lineage, held, applied } in shards {
         let names = KeyNames::new(&plan.uid, lineage);
-        let theirs = held.taken_over(&names, dialer, place).await;
-        let theirs = theirs.map_err(|source| TopologyError::Connection { role: Role::Target, source })?;
-        if let Some(theirs) = theirs {
-            return Ok(Some(format!(
+        if let Some(theirs) = held.taken_over(&names, dialer, place).await.map_err(failed)? {
+            return Ok(Some(Undone::TakenOver(format!(
                 "{}: a later process has taken over this migration (its epoch there is {theirs}); it completes it",
                 place.0
-            )));
+            ))));
+        }
+        let stands = stands_at(&names, dialer, &target, &nodes).await.map_err(failed)?;
+        if stands.is_none_or(|stands| stands < applied) {
+            let stands = stands.map_or_else(|| "nothing".to_owned(), |stands| format!("offset {stands}"));
+            return Ok(Some(Undone::FellBack(format!(
+                "the target at {} fell back to {stands} after it had acknowledged offset {applied} (a replica without the last commands was promoted?): run the migration once more, it goes on from there",
+                place.0
+            ))));
         }
     }
     Ok(None)
+}
+
+/// The offset of the source up to which the target has everything of this shard; `None`: it does not say.
+async fn stands_at(
+    names: &KeyNames,
+    dialer: &Dialer,
+    target: &Topology,
+    nodes: &[Place],
+) -> Result<Option<i64>, ConnectionError> {
+    let offset = |records: &[Record]| match standing(records, !target.is_cluster()) {
+        Standing::At(record) => match record.place {
+            RecordPlace::Stream { offset, .. } => Some(offset),
+            RecordPlace::Snapshot { .. } => None,
+        },
+        Standing::Nothing | Standing::Lost(_) => None,
+    };
+    if target.is_cluster() {
+        // Where they are, unless slots have changed hands since.
+        let mut records = Vec::with_capacity(nodes.len());
+        for (address, slot) in nodes {
+            let reply = dialer.connect(address).await?.call(&[b"GET", &names.at(*slot)]).await?;
+            records.extend(reply.bytes().and_then(|value| Record::parse(value)));
+        }
+        if let (true, Some(offset)) = (records.len() == nodes.len(), offset(&records)) {
+            return Ok(Some(offset));
+        }
+    }
+    let mut records = Vec::new();
+    for shard in &target.shards {
+        let slots = target.is_cluster().then_some(&shard.slots);
+        let mut connection = dialer.connect(&shard.master.address).await?;
+        records.extend(recovery::read(&mut connection, dialer, names, slots).await?.records);
+    }
+    Ok(offset(&records))
 }
 
 /// All that hold data, the one with the lowest slot first.

@@ -226,11 +226,12 @@ impl Keeper {
             self.fence.judged();
             return Ok(if lost { Standing::Lost("it lost all that it had") } else { standing });
         }
-        if acknowledged || self.fence.has_vanished() {
+        // While the epoch stands, whoever removed the rest was not another process: those take it along.
+        if self.fence.has_vanished() {
             self.none_is_left(connections, dialer, single).await?;
         }
         // The first record goes out with the first key, and both may have been lost on their way.
-        Ok(if self.recorded.is_some() {
+        Ok(if acknowledged || self.recorded.is_some() {
             Standing::Lost("it lost all that it had")
         } else {
             Standing::Nothing

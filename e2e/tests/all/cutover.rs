@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::client::{array, bytes};
 use e2e::compare::wait_equal;
-use e2e::scenario::PATIENCE;
+use e2e::scenario::{PATIENCE, pause};
 use e2e::tool::{Finished, condition};
-use e2e::{Endpoint, Manifest, Options, Proxy, Server, Tool, Version, args};
+use e2e::{Conn, Endpoint, Manifest, Options, Proxy, Server, Tool, Version, args};
 use serde_json::Value;
 
 /// A writer that was held goes on within so long, on a busy machine, too.
@@ -50,7 +51,7 @@ fn verified(finished: &Finished) -> Result<(String, String, Value)> {
 fn what_differs_by_the_pause_is_no_cutover() -> Result<()> {
     let sides = Sides::start()?;
     let mut meddler = sides.target.conn()?;
-    sides.before_source.before(b"\r\nPAUSE\r\n", move || {
+    sides.before_source.before(&pause(300), move || {
         drop(meddler.run(args!["SET", "key:7", "tampered"]));
     });
     let manifest = sides.manifest(300);
@@ -73,7 +74,7 @@ fn what_differs_by_the_pause_is_no_cutover() -> Result<()> {
     // Mended, it goes on from there; keys that expire in the pause are none that differ.
     sides.target.conn()?.run(args!["SET", "key:7", "1"])?;
     let mut writer = sides.source.conn()?;
-    sides.before_source.before(b"\r\nPAUSE\r\n", move || {
+    sides.before_source.before(&pause(300), move || {
         for millis in (1..60).map(|step| step * 20) {
             drop(writer.run(args!["SET", format!("soon:{millis}"), "1", "PX", millis.to_string()]));
         }
@@ -94,7 +95,7 @@ fn what_differs_by_the_pause_is_no_cutover() -> Result<()> {
 fn a_comparison_that_takes_too_long_is_broken_off() -> Result<()> {
     let sides = Sides::start()?;
     let proxy = Arc::clone(&sides.before_source);
-    sides.before_source.before(b"\r\nPAUSE\r\n", move || {
+    sides.before_source.before(&pause(10), move || {
         let stalled = Arc::clone(&proxy);
         // The first question of the comparison.
         proxy.before(b"\r\nkeyspace\r\n", move || stalled.stall(true));
@@ -106,6 +107,46 @@ fn a_comparison_that_takes_too_long_is_broken_off() -> Result<()> {
     let paused = status["cutover"]["writePauseMillis"].as_i64().unwrap_or_default();
     ensure!((500..10_000).contains(&paused), "writers waited {paused} ms");
     Ok(())
+}
+
+/// As when its master dies, and a replica is promoted that had not got the last command.
+#[test]
+fn a_target_that_falls_back_after_it_had_everything_is_not_complete() -> Result<()> {
+    let sides = Sides::start()?;
+    let before_target = Arc::new(Proxy::start(&sides.target.address())?);
+    let manifest = sides.manifest(300).set("/spec/target/redis/endpoints", vec![before_target.address()]);
+    let (mut writer, mut target) = (sides.source.conn()?, sides.target.conn()?);
+    let proxy = Arc::clone(&before_target);
+    sides.before_source.before(&pause(300), move || {
+        let before = record(&mut target);
+        drop(writer.run(args!["SET", "late", "1"]));
+        // Next it is asked when all is done.
+        proxy.before(b":epoch\r\n", move || {
+            let Ok((key, value)) = before else { return };
+            drop(target.run(args!["SET", key, value]));
+            drop(target.run(args!["DEL", "late"]));
+        });
+    });
+    let tool = Tool::run(&manifest, &[])?;
+    let folder = Arc::clone(&tool.folder);
+    let status = tool.expect_exit(1, PATIENCE)?.status()?;
+    let message = status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("fell back to offset") && message.contains("once more"), "{message}");
+    ensure!(status["phase"] == "Failed", "{status}");
+    sides.source.conn()?.run(args!["CLIENT", "UNPAUSE"])?;
+    Tool::run_in(folder, &manifest, &[])?.expect_exit(0, PATIENCE)?;
+    sides.source.conn()?.run(args!["CLIENT", "UNPAUSE"])?;
+    assert_eq!(sides.source.syncs()?.0, 1);
+    wait_equal(&sides.source.endpoint(), &sides.target.endpoint(), Duration::ZERO)?;
+    Ok(())
+}
+
+/// Name and value of what a single target keeps of the place that it has reached.
+fn record(target: &mut Conn) -> Result<(Vec<u8>, Vec<u8>)> {
+    let keys = array(&target.run(args!["KEYS", "redis-migration:*:at"])?);
+    let key = bytes(keys.first().context("nothing is kept")?);
+    let value = bytes(&target.run(args!["GET", &key])?);
+    Ok((key, value))
 }
 
 /// However the run before ended.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::compare::wait_equal;
-use e2e::scenario::PATIENCE;
+use e2e::scenario::{PATIENCE, pause};
 use e2e::tool::condition;
 use e2e::{ControlPlane, Endpoint, Manifest, Migration, Operator, Options, Proxy, Server, args, wait_until};
 use serde_json::{Value, json};
@@ -57,9 +57,9 @@ impl Sides {
     }
 
     /// One more command is written just before the pause begins. `Err` in it would be seen by what follows.
-    fn last_before_pause(&self, words: &'static [&'static [u8]], stall: bool) -> Result<()> {
+    fn last_before_pause(&self, seconds: u64, words: &'static [&'static [u8]], stall: bool) -> Result<()> {
         let (mut conn, target) = (self.source.conn()?, Arc::clone(&self.before_target));
-        self.before_source.before(b"\r\nPAUSE\r\n", move || {
+        self.before_source.before(&pause(seconds), move || {
             target.stall(stall);
             drop(conn.run(words));
         });
@@ -67,8 +67,8 @@ impl Sides {
     }
 
     /// Nothing gets to the target from the moment that the pause begins, and it lacks one command by then.
-    fn stall_at_pause(&self) -> Result<()> {
-        self.last_before_pause(&[b"SET", b"late", b"1"], true)
+    fn stall_at_pause(&self, seconds: u64) -> Result<()> {
+        self.last_before_pause(seconds, &[b"SET", b"late", b"1"], true)
     }
 
     /// A write that has to wait, as writers are paused. Its result: how long it waited.
@@ -101,7 +101,7 @@ fn a_pause_that_runs_out_is_told_and_the_next_approval_succeeds() -> Result<()> 
     let _operator = Operator::start(plane, "pause", "a")?;
     let migration = Migration::apply(plane, "pause", "orders", &sides.manifest(2))?;
     migration.wait_condition("CutoverReady", PATIENCE)?;
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(2)?;
     migration.approve()?;
     let held = held_for(sides.held_writer()?)?;
     ensure!(held < Duration::from_secs(2) + PROMPT, "a writer was held for {held:?} by a pause of 2 s");
@@ -121,7 +121,7 @@ fn a_pause_that_runs_out_is_told_and_the_next_approval_succeeds() -> Result<()> 
 
     // The change has it tried again at once, and for the last time.
     sides.before_target.stall(false);
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(2)?;
     migration.patch(&json!({"spec": {"failurePolicy": {"backoffLimit": 0}}}))?;
     let status = migration.wait_phase("Failed", PATIENCE)?;
     ensure!(reason(&status, "Succeeded").as_deref() == Some("PauseTimeout"), "{status}");
@@ -210,7 +210,7 @@ fn writers_go_on_when_the_cutover_is_broken_off() -> Result<()> {
         Ok(())
     };
 
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(LONG)?;
     migration.approve()?;
     let writer = sides.held_writer()?;
     migration.wait_phase("CuttingOver", PATIENCE)?;
@@ -222,7 +222,7 @@ fn writers_go_on_when_the_cutover_is_broken_off() -> Result<()> {
     ensure!(condition(&status, "CutoverReady").is_none(), "{status}");
     ensure!(status["cutover"]["startTime"].is_null(), "{status}");
 
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(LONG)?;
     migration.patch(&json!({"spec": {"cutover": {"mode": "Manual"}}}))?;
     let writer = sides.held_writer()?;
     migration.wait_phase("CuttingOver", PATIENCE)?;
@@ -238,14 +238,14 @@ fn writers_go_on_when_the_cutover_is_broken_off() -> Result<()> {
         reason(status, "CutoverReady").as_deref() == Some("AwaitingApproval")
     })?;
 
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(LONG)?;
     migration.approve()?;
     let writer = sides.held_writer()?;
     first.signal("TERM")?;
     released(writer, "the replica ended")?;
     first.terminate(PATIENCE).map(drop).or_else(|error| first.ended()?.then_some(()).ok_or(error))?;
 
-    sides.stall_at_pause()?;
+    sides.stall_at_pause(LONG)?;
     let _second = Operator::start(plane, "broken-off", "b")?;
     let writer = sides.held_writer()?;
     migration.wait_phase("CuttingOver", PATIENCE)?;
@@ -264,7 +264,7 @@ fn writers_go_on_when_the_target_refuses_in_the_pause() -> Result<()> {
     plane.namespace("refused", &[])?;
     let sides = Sides::start(Options::new(VERSION).with("rename-command", "SETRANGE \"\""))?;
     let _operator = Operator::start(plane, "refused", "a")?;
-    sides.last_before_pause(&[b"SETRANGE", b"late", b"3", b"x"], false)?;
+    sides.last_before_pause(LONG, &[b"SETRANGE", b"late", b"3", b"x"], false)?;
     let manifest = sides.manifest(LONG).set("/spec/cutover/mode", "Automatic");
     let migration = Migration::apply(plane, "refused", "orders", &manifest)?;
     let status = migration.wait_phase("Failed", PATIENCE)?;

@@ -9,6 +9,7 @@ use crate::api::conditions::reason;
 use crate::api::plan::{Delivery, ExistingKeys};
 use crate::connection::ConnectionError;
 use crate::migration::checkpoints::{self, Checkpoints};
+use crate::migration::kept::Undone;
 use crate::migration::state::Shard;
 use crate::migration::verification::failed;
 use crate::migration::{Outcome, Until, kept, setup};
@@ -43,7 +44,7 @@ impl Run {
             result => result,
         };
         let result = match result {
-            Ok(Outcome::Done) if self.options.until == Until::Finished => self.still_ours().await,
+            Ok(Outcome::Done) if self.options.until == Until::Finished => self.still_stands().await,
             result => result,
         };
         let finished = matches!(result, Ok(Outcome::Done)) && self.options.until == Until::Finished;
@@ -150,19 +151,25 @@ impl Run {
     }
 
     /// Frozen since the target had everything, this process may have been replaced: what was written to the source
-    /// since its pause lapsed only the other one has.
-    async fn still_ours(&self) -> Result<Outcome, Ended> {
+    /// since its pause lapsed only the other one has. And a target may have lost what it had acknowledged.
+    async fn still_stands(&self) -> Result<Outcome, Ended> {
         if self.plan.delivery != Delivery::ExactlyOnce {
             return Ok(Outcome::Done);
         }
-        let shards = self.setups.iter().zip(&self.shards);
-        let held = shards.map(|(setup, shard)| (setup.lineage.as_str(), &shard.progress.epoch));
+        let shards = self.setups.iter().zip(&self.shards).map(|(setup, shard)| kept::AtEnd {
+            lineage: &setup.lineage,
+            held: &shard.progress.epoch,
+            applied: shard.numbers().applied_offset,
+        });
         let Ok(dialer) = setup::target_dialer(&self.plan) else { return Ok(Outcome::Done) };
-        match kept::taken_over(&self.plan, &dialer, held).await {
+        match kept::undone(&self.plan, &dialer, shards).await {
             Ok(None) => Ok(Outcome::Done),
-            Ok(Some(message)) => Err(Ended::Worker(WorkerError::Fenced(message))),
+            Ok(Some(Undone::TakenOver(message))) => Err(Ended::Worker(WorkerError::Fenced(message))),
+            Ok(Some(Undone::FellBack(message))) => {
+                Err(Ended::Other { reason: reason::TARGET_UNREACHABLE, message })
+            }
             Err(error) => {
-                tracing::warn!(%error, "it is not known whether another process has taken over meanwhile");
+                tracing::warn!(%error, "the target could not be asked once more whether it has everything");
                 Ok(Outcome::Done)
             }
         }

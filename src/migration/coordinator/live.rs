@@ -120,19 +120,26 @@ impl Run {
                 self.follow(message).await?;
                 continue;
             }
-            // With the writes still going on, as it takes its time.
-            if !self.release().await? {
-                continue;
-            }
-            self.adopt_newest();
-            if self.plan.cutover != plan
-                || self.plan.verification != verified
-                || self.changed_since_compared()
-                || !standing::in_step(&self.shards)
-            {
-                continue;
-            }
-            let why = match self.pause_and_drain(plan).await? {
+            // Nothing is given back for a cutover that cannot be.
+            let switch = match self.cannot_pause(plan).await? {
+                Some(switch) => switch,
+                None => {
+                    // With the writes still going on, as it takes its time.
+                    if !self.release().await? {
+                        continue;
+                    }
+                    self.adopt_newest();
+                    if self.plan.cutover != plan
+                        || self.plan.verification != verified
+                        || self.changed_since_compared()
+                        || !standing::in_step(&self.shards)
+                    {
+                        continue;
+                    }
+                    self.pause_and_drain(plan).await?
+                }
+            };
+            let why = match switch {
                 Switch::Done => return Ok(Some(Outcome::Done)),
                 Switch::Differs { count } => return Ok(Some(Outcome::Differences { count })),
                 Switch::NotDone { why } => why,
@@ -171,6 +178,20 @@ impl Run {
         let moved = poll_until(move || adoptions(&shards) > compared && degraded::moved(&shards).is_none());
         self.until_changed(moved).await?;
         Ok(())
+    }
+
+    /// `Some`: a source refuses to pause its writes.
+    async fn cannot_pause(&mut self, plan: CutoverPlan) -> Result<Option<Switch>, Ended> {
+        if !plan.pause_source_writes {
+            return Ok(None);
+        }
+        let (shards, asked) = (self.shards.clone(), Arc::clone(&self.plan));
+        let mut refusal = None;
+        {
+            let refusal = &mut refusal;
+            self.until(async move { *refusal = cutover::refusal(&shards).await }).await?;
+        }
+        refusal.map(|refusal| self.judge(Some(Ok(refusal)), None, &asked)).transpose()
     }
 
     /// Unless it is done, writes go on at the source.
