@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use redis_migration::migration::Until;
+use redis_migration::api::quantity::Quantity;
+use redis_migration::migration::{DataDir, Until};
 use redis_migration::report::OutputFormat;
 use redis_migration::telemetry::logging::LogFormat;
 
@@ -176,6 +177,10 @@ pub struct OperatorArgs {
     /// Where bytes go that do not fit in memory [default: the temporary directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Size of the volume of --data-dir, such as 20Gi: all shards together leave a tenth of it free, and a source is
+    /// made to wait instead [default: what the disk takes]
+    #[arg(long, value_name = "SIZE", requires = "data_dir")]
+    spool_size: Option<Quantity>,
     /// Tells this replica from the others [default: the host's name]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     identity: Option<String>,
@@ -187,10 +192,11 @@ pub struct OperatorArgs {
 impl OperatorArgs {
     pub fn options(&self) -> redis_migration::operator::Options {
         let given = |text: &&String| !text.is_empty();
+        let size = self.spool_size.as_ref().map(Quantity::bytes);
         redis_migration::operator::Options {
             namespaces: self.namespaces.iter().filter(given).cloned().collect(),
             listen: self.listen,
-            data_dir: self.data_dir.clone(),
+            data_dir: self.data_dir.clone().map(|path| DataDir::new(path, size)),
             identity: self.identity.clone().filter(|text| !text.is_empty()),
             namespace: self.namespace.clone().filter(|text| !text.is_empty()),
         }

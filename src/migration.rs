@@ -4,6 +4,7 @@ mod backlog;
 mod checkpoints;
 mod coordinator;
 mod cutover;
+mod data_dir;
 mod degraded;
 mod files;
 mod identity;
@@ -15,13 +16,13 @@ mod state;
 mod territory;
 mod verification;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::api::{Plan, Status};
 use crate::telemetry::EngineGauges;
+pub use data_dir::{DataDir, SpoolLeft, spool_name};
 pub use shard::Placement;
 
 /// When a run that goes well ends.
@@ -49,7 +50,7 @@ pub enum StopRequest {
 pub struct RunOptions {
     pub until: Until,
     /// Where the spool goes when it needs the disk; `None`: a temporary directory.
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<DataDir>,
     pub stop: watch::Receiver<StopRequest>,
     /// Newer plans of the same migration, where its spec may change meanwhile. What cannot be changed while
     /// running (both sides, `limits.maxRestoreBytes`, the spool's limits) stays as in the first.
@@ -171,9 +172,12 @@ pub async fn backlog(plan: &Plan, told: &Status) -> String {
 }
 
 /// Removes what a migration that is over left in the data directory.
-pub fn forget(data_dir: &Path, uid: &str) {
+pub fn forget(data_dir: &DataDir, uid: &str) {
     if let Err(error) = checkpoints::clear(data_dir, uid) {
         tracing::warn!("{error}");
+    }
+    for spool in data_dir.spools_left().iter().filter(|spool| spool.uid == uid) {
+        spool.remove();
     }
 }
 

@@ -18,13 +18,13 @@ mod reconcile;
 mod runs;
 mod seats;
 mod secrets;
+mod spools;
 mod status;
 mod watching;
 mod writer;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::migration::StopRequest;
+use crate::migration::{DataDir, StopRequest};
 use crate::telemetry::ObservedSet;
 use crate::telemetry::http::{Endpoints, HttpError, Shown};
 use context::{Context, QUEUE};
@@ -45,6 +45,7 @@ use runs::Runs;
 /// How often somebody who is gone is looked for.
 const LOOK: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: u32 = 60;
+const TIDY_EVERY: u32 = 10;
 /// The API server may be away just when we leave.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
@@ -54,7 +55,7 @@ pub struct Options {
     pub namespaces: Vec<String>,
     pub listen: SocketAddr,
     /// `None`: the temporary directory.
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<DataDir>,
     /// Tells this replica from the others; `None`: the host's name.
     pub identity: Option<String>,
     /// Where the replicas' own Leases are; `None`: the namespace of the service account or kubeconfig.
@@ -176,6 +177,9 @@ async fn look_for_orphans(context: Arc<Context>) {
         looks = looks.wrapping_add(1);
         if looks.is_multiple_of(SWEEP_EVERY) {
             context.members.sweep().await;
+        }
+        if let Some(data_dir) = context.data_dir.as_ref().filter(|_| looks.is_multiple_of(TIDY_EVERY)) {
+            spools::tidy(&context, data_dir);
         }
     }
 }

@@ -24,6 +24,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod view;
+mod volume;
 mod writer;
 
 use std::fmt;
@@ -41,6 +42,7 @@ pub use recover::{Recovered, recover};
 use segment::SegmentReader;
 use state::State;
 pub use view::SpoolView;
+pub use volume::Volume;
 pub use writer::SpoolWriter;
 
 /// Bytes of one block: one record on disk, one hand-over to the applier.
@@ -95,6 +97,20 @@ pub struct SpoolLimits {
     pub retain: u64,
     /// The shard's folder. Each run has its own in it, made when it is first needed.
     pub folder: PathBuf,
+    /// Shared with other spools.
+    pub volume: Volume,
+}
+
+impl SpoolLimits {
+    /// Bytes that a spool may add on disk which has `bytes` there; else why there are no `wanted`.
+    fn room(&self, bytes: u64, wanted: u64) -> Result<u64, Full> {
+        let (own, shared) = (self.disk.saturating_sub(bytes), self.volume.room());
+        match (own >= wanted, shared >= wanted) {
+            (true, true) => Ok(own.min(shared)),
+            (true, false) => Err(Full::Volume),
+            (false, _) => Err(Full::Limit),
+        }
+    }
 }
 
 /// What the bytes of a block are.
@@ -154,6 +170,8 @@ pub enum Next {
 pub enum Full {
     /// `limits.disk` is reached.
     Limit,
+    /// Nothing is left of the volume that all spools of the process share.
+    Volume,
     /// The disk does not take what it should; it is tried again and again.
     Disk { os_error: i32 },
 }
@@ -162,6 +180,9 @@ impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Limit => f.write_str("limits.spoolDisk is reached"),
+            Self::Volume => {
+                f.write_str("all shards of this replica together have filled its volume (--spool-size)")
+            }
             Self::Disk { os_error } => {
                 write!(f, "the disk takes no more: {}", io::Error::from_raw_os_error(*os_error))
             }
@@ -212,6 +233,7 @@ pub fn remove(folder: &Path) {
 
 fn open(limits: SpoolLimits, folder: Folder, state: State) -> (SpoolWriter, SpoolReader) {
     let (history, position) = (state.history, state.read);
+    limits.volume.holds(&limits.folder, state.store.bytes());
     let shared = Arc::new(Shared {
         limits,
         run_folder: folder.path.clone(),

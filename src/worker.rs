@@ -40,7 +40,7 @@ use crate::slot::SlotRanges;
 use crate::source::file::FileFeedError;
 use crate::source::replication::{Acknowledged, ReplicationError};
 use crate::source::scan::{ScanError, Undo};
-use crate::spool::{SpoolError, SpoolLimits};
+use crate::spool::{SpoolError, SpoolLimits, Volume};
 use crate::target::lane::LaneLimits;
 use crate::topology::SlotMap;
 use crate::transform::Transform;
@@ -144,6 +144,7 @@ pub struct SpoolSetup {
     pub retain: u64,
     /// Holds a folder for each shard.
     pub folder: PathBuf,
+    pub volume: Volume,
     /// A later run looks there as well.
     pub lasts: bool,
 }
@@ -163,8 +164,8 @@ impl SpoolSetup {
     }
 
     fn limits(&self, file_name: &str) -> SpoolLimits {
-        let Self { memory, disk, retain, ref folder, lasts: _ } = *self;
-        SpoolLimits { memory, disk, retain, folder: folder.join(file_name) }
+        let Self { memory, disk, retain, ref folder, ref volume, lasts: _ } = *self;
+        SpoolLimits { memory, disk, retain, folder: folder.join(file_name), volume: volume.clone() }
     }
 }
 

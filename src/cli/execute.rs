@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use redis_migration::api::manifest::Manifest;
 use redis_migration::api::{Plan, Status, conditions, crd};
-use redis_migration::migration::{self, FindingLevel, Observers, Outcome, RunOptions, StopRequest, Until};
+use redis_migration::migration::{
+    self, DataDir, FindingLevel, Observers, Outcome, RunOptions, StopRequest, Until,
+};
 use redis_migration::operator;
 use redis_migration::report::{self, OutputFormat, View};
 use redis_migration::telemetry::http::{DEFAULT_LISTEN, Endpoints};
@@ -56,7 +58,7 @@ fn run(args: &RunArgs, log_format: LogFormat) -> Result<Exit> {
     let job = Job {
         work: Work::Run,
         until: args.until(),
-        data_dir: args.data_dir.clone(),
+        data_dir: args.data_dir.clone().map(|path| DataDir::new(path, None)),
         view: View::new(args.watched.output(), &plan.name, &plan.namespace),
         plan,
     };
@@ -141,7 +143,7 @@ struct Job {
     work: Work,
     plan: Arc<Plan>,
     until: Until,
-    data_dir: Option<std::path::PathBuf>,
+    data_dir: Option<DataDir>,
     view: View,
 }
 

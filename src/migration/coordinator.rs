@@ -35,7 +35,7 @@ use crate::worker::{
 };
 pub(super) use ending::reason_of;
 pub(super) use live::newer;
-pub(super) use preparing::spool_folder;
+pub(super) use preparing::spool_setup;
 use preparing::{Prepared, prepare};
 use watching::poll_until;
 

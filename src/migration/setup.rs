@@ -233,12 +233,11 @@ pub fn scan_rules(
     })
 }
 
-/// One setup for each source shard; `identities` in their order. `lasts`: another run finds the spool's
-/// folder again. From here on the source is watched.
+/// One setup for each source shard; `identities` in their order. From here on the source is watched.
 pub async fn workers(
     plan: &Plan,
     report: &PreflightReport,
-    (folder, lasts): (&Path, bool),
+    spool: &SpoolSetup,
     checkpoints: &Checkpoints,
     identities: &[KnownShard],
 ) -> Result<Vec<WorkerSetup>, MigrationError> {
@@ -260,7 +259,8 @@ pub async fn workers(
         let feed = match from.way {
             SourceWay::Replication => Feed::Replication(upstream),
             SourceWay::Scan => {
-                let rules = scan_rules(plan, source, Some(target.topology.server), folder, &file_name)?;
+                let rules =
+                    scan_rules(plan, source, Some(target.topology.server), &spool.folder, &file_name)?;
                 Feed::Scan(upstream, rules)
             }
         };
@@ -274,14 +274,7 @@ pub async fn workers(
                 others.map(|other| other.lineage.clone()).collect()
             },
             file_name,
-            spool: SpoolSetup {
-                memory: plan.limits.spool_memory as u64,
-                disk: plan.limits.spool_disk,
-                retain: plan.limits.spool_retain,
-                folder: folder.to_path_buf(),
-                lasts,
-            }
-            .of(&feed),
+            spool: spool.clone().of(&feed),
             feed,
             dynamic,
             target: shape.clone(),

@@ -6,7 +6,7 @@
 mod report;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::checkpoints::{self, Checkpoints};
-use super::coordinator::spool_folder;
+use super::coordinator::spool_setup;
 use super::identity::{KnownShard, identify};
 use super::state::{self, Shard};
-use super::{MigrationError, setup};
+use super::{DataDir, MigrationError, setup};
 use crate::api::Plan;
 use crate::api::conditions::reason;
 use crate::api::plan::CopiedBy;
@@ -154,14 +154,14 @@ impl Post {
     /// Looks both sides up, changing nothing.
     pub async fn prepare(
         plan: &Plan,
-        data_dir: Option<&Path>,
+        data_dir: Option<&DataDir>,
         start: &Start,
     ) -> Result<Self, MigrationError> {
         // A script in a ConfigMap may be another by now.
         checkpoints::goes_on(&start.copied_by, plan)?;
         let report = setup::preflight(plan, false).await?;
         let (source, _) = setup::sides(&report)?;
-        let (folder, temporary) = spool_folder(data_dir, plan).map_err(|error| MigrationError {
+        let (spool, temporary) = spool_setup(data_dir, plan).map_err(|error| MigrationError {
             reason: reason::PREFLIGHT_FAILED,
             message: format!("no folder for the spool: {error}; give one with --data-dir"),
             transient: false,
@@ -189,8 +189,7 @@ impl Post {
         let begun = start.own_keys || start.resume.is_some();
         let resume = start.resume.clone().map(|place| (start.shard.clone(), place));
         let left = Checkpoints { begun, shards: resume.into_iter().collect(), ..Checkpoints::default() };
-        let spool = (folder.as_path(), temporary.is_none());
-        let mut setups = setup::workers(plan, &report, spool, &left, &shards).await?;
+        let mut setups = setup::workers(plan, &report, &spool, &left, &shards).await?;
         if index >= setups.len() {
             return Err(MigrationError {
                 reason: reason::SOURCE_UNREACHABLE,

@@ -16,6 +16,7 @@ use super::secrets::Secrets;
 use super::writer::Writer;
 use crate::api::Plan;
 use crate::migration::shard::{Orders, Over, Post, Report, View};
+use crate::migration::{SpoolLeft, spool_name};
 use crate::worker::{Failed, Numbers, ShardPhase, ShardProgress, Stopped};
 
 /// A replica that cannot begin within so long gives the shard back.
@@ -36,6 +37,13 @@ pub struct Agents(Mutex<HashMap<Key, JoinHandle<()>>>);
 impl Agents {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, JoinHandle<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something while no worker begins. It is told of which spools there are workers.
+    pub fn beside(&self, act: impl FnOnce(&dyn Fn(&SpoolLeft) -> bool)) {
+        let mut agents = self.lock();
+        agents.retain(|_, handle| !handle.is_finished());
+        act(&|spool| agents.keys().any(|key| spool_name(&key.uid, &key.lineage) == spool.name));
     }
 
     /// Waits until all have ended.
@@ -162,7 +170,7 @@ impl Agent {
 
     async fn prepare(&self, orders: &Orders) -> Result<(Arc<Plan>, Secrets, Post), String> {
         let (plan, secrets) = self.plan(&Secrets::default()).await?;
-        let data_dir = self.context.data_dir.as_deref();
+        let data_dir = self.context.data_dir.as_ref();
         let post = Post::prepare(&plan, data_dir, &orders.start).await.map_err(|error| error.to_string())?;
         Ok((Arc::new(plan), secrets, post))
     }

@@ -1,8 +1,7 @@
 //! What every reconcile shares.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kube::runtime::events::{Recorder, Reporter};
@@ -20,6 +19,7 @@ use super::runs::Runs;
 use super::seats::Seats;
 use super::writer::Writer;
 use crate::api::{Phase, RedisMigration, Status};
+use crate::migration::DataDir;
 
 /// Requests to reconcile that wait for their turn; whoever asks for more waits, too.
 pub const QUEUE: usize = 1024;
@@ -34,7 +34,9 @@ pub struct Context {
     pub agents: Agents,
     pub runs: Arc<Runs>,
     pub health: Arc<Health>,
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<DataDir>,
+    /// All that there are.
+    pub objects: Objects,
     recorder: Recorder,
     /// By namespace; one without a name serves all.
     triggers: HashMap<Option<String>, Trigger>,
@@ -45,12 +47,40 @@ pub struct Context {
     leaving: watch::Sender<bool>,
 }
 
+/// Namespaces of the RedisMigrations that the API server has told of, by uid.
+#[derive(Default)]
+pub struct Objects(Mutex<HashMap<String, String>>);
+
+impl Objects {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn add(&self, target: &Target) {
+        self.lock().insert(target.uid.clone(), target.namespace.clone());
+    }
+
+    pub fn remove(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    /// After a list of one namespace, or of all.
+    pub fn keep_only(&self, scope: Option<&str>, listed: &HashSet<String>) {
+        let elsewhere = |namespace: &String| scope.is_some_and(|scope| scope != namespace);
+        self.lock().retain(|uid, namespace| elsewhere(namespace) || listed.contains(uid));
+    }
+
+    pub fn has(&self, uid: &str) -> bool {
+        self.lock().contains_key(uid)
+    }
+}
+
 impl Context {
     pub fn new(
         client: Client,
         identity: String,
         namespace: String,
-        data_dir: Option<PathBuf>,
+        data_dir: Option<DataDir>,
         runs: Runs,
         health: Arc<Health>,
         triggers: HashMap<Option<String>, Trigger>,
@@ -67,6 +97,7 @@ impl Context {
             runs: Arc::new(runs),
             health,
             data_dir,
+            objects: Objects::default(),
             recorder: Recorder::new(client.clone(), reporter),
             client,
             triggers,

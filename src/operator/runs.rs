@@ -1,7 +1,6 @@
 //! The runs in this process: each a task of its own, beside one that brings its status to the API server.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use super::status::{is_finished, is_transient};
 use super::writer::Writer;
 use crate::api::plan::Delivery;
 use crate::api::{Phase, Plan, RedisMigration, Status};
-use crate::migration::{self, Observers, Outcome, Placement, RunOptions, StopRequest, Until};
+use crate::migration::{self, DataDir, Observers, Outcome, Placement, RunOptions, StopRequest, Until};
 use crate::telemetry::{EngineGauges, Observed, ObservedSet, Stand};
 
 /// A drain is over within so long, or it is cut short: with exactly once the target knows where to go on.
@@ -96,7 +95,7 @@ pub struct Start {
     pub target: Target,
     pub plan: Arc<Plan>,
     pub secrets: Secrets,
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<DataDir>,
     pub earlier: Option<Status>,
     pub writer: Writer,
     /// Shown as the worker of its shards.

@@ -20,6 +20,7 @@ use super::claims::{metadata, owner};
 use super::members::GONE_AFTER;
 use crate::api::RedisMigration;
 use crate::migration::shard::{Orders, Report};
+use crate::migration::spool_name;
 
 pub const SHARD: &str = "shard";
 const LINEAGE: &str = "redis-migration.io/shard";
@@ -129,6 +130,13 @@ impl Seats {
 
     pub fn now(&self, key: &Key) -> Option<Seat> {
         self.lock().get(key).and_then(|known| known.told.borrow().clone())
+    }
+
+    /// Of the shard whose spool has this name.
+    pub fn of_spool(&self, name: &str) -> Option<Seat> {
+        let state = self.lock();
+        let (_, known) = state.iter().find(|(key, _)| spool_name(&key.uid, &key.lineage) == name)?;
+        known.told.borrow().clone()
     }
 
     /// Those that name this replica as the one to work on them.

@@ -258,10 +258,12 @@ async fn hear(
                 context.health.heard(&name);
                 match event {
                     watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                        context.objects.add(&Target::of(&object));
                         context.runs.show(&object);
                         context.trigger(&Target::of(&object)).await;
                     }
                     watcher::Event::Delete(object) => {
+                        context.objects.remove(&object.uid().unwrap_or_default());
                         context.runs.hide(&Target::of(&object));
                         abandon(context, &Target::of(&object));
                     }
@@ -281,6 +283,7 @@ async fn hear(
 fn abandon_missing(context: &Arc<Context>, scope: Option<&str>, store: &reflector::Store<RedisMigration>) {
     let state = store.state();
     let there: HashSet<String> = state.iter().filter_map(|object| object.uid()).collect();
+    context.objects.keep_only(scope, &there);
     let named = state.iter().map(|object| (object.namespace().unwrap_or_default(), object.name_any()));
     context.runs.show_only(scope, &named.collect());
     let ours = context.runs.targets().into_iter();

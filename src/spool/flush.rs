@@ -167,6 +167,7 @@ impl Shared {
                 state
             }
         };
+        self.limits.volume.holds(&self.limits.folder, state.store.bytes());
         if !state.is_over(&self.limits) {
             state.full = None;
         }

@@ -70,7 +70,7 @@ impl SpoolReader {
         }
         match state.full {
             None => return,
-            Some(Full::Limit) if self.shared.limits.disk > 0 => state.pass_disk = true,
+            Some(Full::Limit | Full::Volume) if self.shared.limits.disk > 0 => state.pass_disk = true,
             Some(_) => state.pass_memory = true,
         }
         drop(state);

@@ -247,7 +247,7 @@ impl State {
             return Some(Full::Disk { os_error });
         }
         let next = self.entries.get(self.unwritten())?;
-        (!self.store.has_garbage() && !self.store.fits(next.length, limits)).then_some(Full::Limit)
+        self.store.room(next.length, limits).err().filter(|_| !self.store.has_garbage())
     }
 
     /// Unix ms at which the byte at `position` arrived; `None` when it has not.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::journal::Journal;
 use super::segment::{HEADER, Record};
 use super::state::{DiskPlace, State, Trouble};
-use super::{BLOCK, SpoolError, SpoolLimits};
+use super::{BLOCK, Full, SpoolError, SpoolLimits};
 
 /// A segment is closed once it holds this many bytes.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -95,8 +95,9 @@ impl Store {
         !self.garbage.is_empty()
     }
 
-    pub fn fits(&self, length: u32, limits: &SpoolLimits) -> bool {
-        self.bytes + HEADER as u64 + u64::from(length) <= limits.disk
+    /// What may be added where a block of `length` bytes is to be.
+    pub fn room(&self, length: u32, limits: &SpoolLimits) -> Result<u64, Full> {
+        limits.room(self.bytes, HEADER as u64 + u64::from(length))
     }
 
     /// A block of the segment is not held any more.
@@ -146,8 +147,8 @@ impl State {
         let Some(entry) = self.entries.get(first) else {
             return self.journal_job(!self.store.segments.is_empty());
         };
-        let fits = self.store.fits(entry.length, limits);
-        if !fits {
+        let fits = self.store.room(entry.length, limits);
+        if fits.is_err() {
             // What is kept for a replay makes room.
             let on_disk = |state: &Self| state.entries.front().is_some_and(|entry| entry.disk.is_some());
             while !self.store.has_garbage() && on_disk(self) && self.drop_front() {}
@@ -155,13 +156,13 @@ impl State {
                 return Some(Job::Remove(std::mem::take(&mut self.store.garbage)));
             }
         }
-        if !fits && !self.pass_disk {
+        if fits.is_err() && !self.pass_disk {
             return self.journal_job(!self.store.segments.is_empty());
         }
         // It comes first: records count only beside the journal that they fit.
         self.journal_job(true).or_else(|| {
             self.pass_disk = false;
-            self.batch(limits)
+            self.batch(limits, fits.unwrap_or_default())
         })
     }
 
@@ -179,15 +180,14 @@ impl State {
         Some(Job::Journal { history: self.history, journal: Some(journal) })
     }
 
-    /// The oldest blocks that are not on disk.
-    fn batch(&mut self, limits: &SpoolLimits) -> Option<Job> {
+    /// The oldest blocks that are not on disk, of at most `room` bytes, but one at least.
+    fn batch(&mut self, limits: &SpoolLimits, room: u64) -> Option<Job> {
         let segment_bytes = (limits.disk / 16).clamp(BLOCK as u64, SEGMENT_BYTES);
         let store = &self.store;
         let current = store
             .current
             .filter(|id| store.segments.get(id).is_some_and(|segment| segment.bytes < segment_bytes));
         let filled = current.and_then(|id| store.segments.get(&id)).map_or(0, |segment| segment.bytes);
-        let room = limits.disk.saturating_sub(store.bytes);
         let wanted = BATCH_BYTES.min(room).min(segment_bytes - filled);
         let (mut records, mut size) = (Vec::new(), 0);
         for entry in self.entries.iter().skip(self.unwritten()) {

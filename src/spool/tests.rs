@@ -11,7 +11,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub fn limits(folder: &Path, memory: u64, disk: u64) -> SpoolLimits {
-    SpoolLimits { memory, disk, retain: 0, folder: folder.join("spool") }
+    SpoolLimits { memory, disk, retain: 0, folder: folder.join("spool"), volume: Volume::default() }
 }
 
 pub fn origin() -> Origin {
@@ -81,6 +81,52 @@ async fn bytes_past_the_memory_limit_go_to_disk_and_come_back_in_order() {
     assert_eq!(read(&mut reader, 4).await, b"more");
     drop((writer, reader));
     until("the files are gone", || !folder.path().join("spool").exists()).await;
+}
+
+/// Two of them, and no room for what both hold back.
+#[tokio::test]
+async fn spools_on_one_volume_share_its_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::new(4 * BLOCK as u64, folder.path());
+    let open = |name: &str| {
+        spool(SpoolLimits {
+            folder: folder.path().join(name),
+            volume: volume.clone(),
+            ..limits(folder.path(), 0, 1 << 30)
+        })
+    };
+    let ((mut first, mut reader), (mut second, mut other)) = (open("a"), open("b"));
+    let sent = pattern(2 * BLOCK, 3);
+    first.begin(origin(), true);
+    first.append(&sent, 0).await.unwrap();
+    until("the first is on disk", || reader.gauges().disk_bytes > 2 * BLOCK as u64).await;
+    second.begin(origin(), true);
+    let expected = pattern(5 * BLOCK, 7);
+    let bytes = expected.clone();
+    let writing = tokio::spawn(async move { second.append(&bytes, 0).await.map(|()| second) });
+    until("the second waits", || other.gauges().full).await;
+    assert_eq!(other.gauges().why_full, Some(Full::Volume));
+    let told = Full::Volume.to_string();
+    assert!(told.contains("--spool-size"), "{told}");
+    assert!(volume.room() < BLOCK as u64, "{}", volume.room());
+    // What the first lets go is room for the second, which nobody tells.
+    let mut at = 0;
+    while at < sent.len() {
+        if let Next::Block(block) = reader.next().await.unwrap() {
+            at += block.bytes.len();
+            reader.applied(at as u64);
+        }
+    }
+    until("the second goes on", || other.gauges().disk_bytes > 2 * BLOCK as u64).await;
+    let mut found = Vec::new();
+    while found.len() < expected.len() {
+        if let Next::Block(block) = other.next().await.unwrap() {
+            found.extend_from_slice(&block.bytes);
+            other.applied(found.len() as u64);
+        }
+    }
+    assert!(found == expected);
+    writing.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! The receiving end of a spool.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::{Origin, Shared, SpoolError, SpoolGauges, folder};
+use super::{Full, Origin, Shared, SpoolError, SpoolGauges, folder};
+
+/// How often a shared volume is looked at that has no room.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The receiving end; one per spool.
 pub struct SpoolWriter {
@@ -100,7 +104,13 @@ impl SpoolWriter {
                 if !state.store.busy {
                     state.full = state.blocked(limits);
                 }
-                (job, state.trouble.as_ref().map(|trouble| trouble.retry_at))
+                let mut retry_at = state.trouble.as_ref().map(|trouble| trouble.retry_at);
+                if state.full == Some(Full::Volume) {
+                    // Nobody tells us when another spool gets smaller.
+                    limits.volume.look();
+                    retry_at.get_or_insert(Instant::now() + LOOK);
+                }
+                (job, retry_at)
             };
             self.shared.work(job);
             let retry = async {

@@ -69,6 +69,7 @@ impl Pair {
                 disk: 1 << 30,
                 retain: 0,
                 folder: self.folder.path().to_path_buf(),
+                volume: Default::default(),
                 lasts: true,
             },
             max_quarantined: 0,
@@ -151,7 +152,8 @@ async fn a_snapshot_that_is_replayed_does_not_win_over_the_stream() {
     // One command at a time, so that there is time to cut in.
     setup.lane.set(1, 64 << 10);
     let folder = pair.folder.path().join("spool");
-    let (mut writer, reader) = spool(SpoolLimits { memory: 1 << 20, disk: 0, retain: 0, folder });
+    let (mut writer, reader) =
+        spool(SpoolLimits { memory: 1 << 20, disk: 0, retain: 0, folder, volume: Default::default() });
     let mut rdb = b"REDIS0009\xfe\x00".to_vec();
     let mut stream = Vec::new();
     encode_command(&["SELECT", "0"], &mut stream);

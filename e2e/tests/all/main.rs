@@ -27,6 +27,7 @@ mod operator;
 mod operator_cutover;
 mod operator_outage;
 mod operator_shards;
+mod operator_spool;
 mod preflight;
 mod readme;
 mod recover;

@@ -1,7 +1,5 @@
 //! All that has to be known before the first worker starts. Nothing is changed yet on either side.
 
-use std::path::{Path, PathBuf};
-
 use crate::api::conditions::{self, reason};
 use crate::api::plan::Delivery;
 use crate::api::{Plan, Status};
@@ -10,10 +8,10 @@ use crate::migration::checkpoints::{self, Checkpoints, SetAside};
 use crate::migration::identity::{KnownShard, identify};
 use crate::migration::shard::RemoveFolder;
 use crate::migration::state::State;
-use crate::migration::{MigrationError, RunOptions, kept, setup};
+use crate::migration::{DataDir, MigrationError, RunOptions, kept, setup};
 use crate::preflight::PreflightReport;
 use crate::topology::Topology;
-use crate::worker::WorkerSetup;
+use crate::worker::{SpoolSetup, WorkerSetup};
 
 /// What there is to know before the first worker starts.
 pub(super) struct Prepared {
@@ -51,7 +49,7 @@ pub(super) async fn prepare(
     }
     state.set(conditions::PREFLIGHT_PASSED, true, reason::COMPLETED, &report.warnings.join("; "));
     state.expect_keys(report.source.as_ref().map_or(0, |source| source.keys));
-    let (folder, temporary) = spool_folder(options.data_dir.as_deref(), plan)
+    let (spool, temporary) = spool_setup(options.data_dir.as_ref(), plan)
         .map_err(|error| impossible(format!("no folder for the spool: {error}; give one with --data-dir")))?;
     let (source, target) = setup::sides(&report)?;
     let (topology, target_keys, target) = (&source.topology, target.keys, &target.topology);
@@ -76,8 +74,7 @@ pub(super) async fn prepare(
     if keeps && let Err(error) = kept::remember(plan, &target_dialer, target, &known).await {
         tracing::warn!(%error, "a run without this one's data directory may not recognise the shards again");
     }
-    let spool = (folder.as_path(), temporary.is_none());
-    let setups = setup::workers(plan, &report, spool, &earlier, &known).await?;
+    let setups = setup::workers(plan, &report, &spool, &earlier, &known).await?;
     // Else the status has told it already.
     let set_aside = if options.earlier.is_none() { earlier.set_aside } else { SetAside::new() };
     Ok(Prepared { report, setups, known, set_aside, temporary })
@@ -102,21 +99,29 @@ async fn not_over(
     }
 }
 
-/// The folder for segment files; a temporary one is removed with its guard.
-pub(in crate::migration) fn spool_folder(
-    data_dir: Option<&Path>,
+/// Where segment files go; a temporary folder is removed with its guard.
+pub(in crate::migration) fn spool_setup(
+    data_dir: Option<&DataDir>,
     plan: &Plan,
-) -> std::io::Result<(PathBuf, Option<RemoveFolder>)> {
-    match data_dir {
-        Some(data_dir) => {
-            let folder = data_dir.join("spool");
-            std::fs::create_dir_all(&folder)?;
-            Ok((folder, None))
-        }
+) -> std::io::Result<(SpoolSetup, Option<RemoveFolder>)> {
+    let folder = match data_dir {
+        Some(data_dir) => data_dir.spools(),
         None => {
             let name = format!("redis-migration-{}-{}", plan.uid, std::process::id());
-            let folder = std::env::temp_dir().join(name);
-            Ok((folder.clone(), Some(RemoveFolder(folder))))
+            std::env::temp_dir().join(name)
         }
+    };
+    let temporary = data_dir.is_none().then(|| RemoveFolder(folder.clone()));
+    if temporary.is_none() {
+        std::fs::create_dir_all(&folder)?;
     }
+    let setup = SpoolSetup {
+        memory: plan.limits.spool_memory as u64,
+        disk: plan.limits.spool_disk,
+        retain: plan.limits.spool_retain,
+        folder,
+        volume: data_dir.map(|data_dir| data_dir.volume.clone()).unwrap_or_default(),
+        lasts: temporary.is_none(),
+    };
+    Ok((setup, temporary))
 }

@@ -14,7 +14,7 @@ use crate::api::plan::{
 };
 use crate::migration::identity::{KnownShard, identify};
 use crate::migration::setup::{self, file_name, shape};
-use crate::migration::{CheckReport, Finding, FindingLevel, MigrationError};
+use crate::migration::{CheckReport, DataDir, Finding, FindingLevel, MigrationError};
 use crate::object::{Destination, FileUri, ObjectError, SourceFile, find};
 use crate::preflight::PreflightReport;
 use crate::rdb::{Decoder, Event, Limits, Step};
@@ -62,11 +62,15 @@ pub struct Prepared {
 
 /// Preflight only; leaves nothing behind.
 pub async fn check(plan: &Plan) -> Result<CheckReport, MigrationError> {
-    Ok(prepare(plan, true, Path::new("")).await?.findings)
+    Ok(prepare(plan, true, None).await?.findings)
 }
 
-/// `first`: no earlier run is known to have written to the target. `folder`: for the spool.
-pub async fn prepare(plan: &Plan, first: bool, folder: &Path) -> Result<Prepared, MigrationError> {
+/// `first`: no earlier run is known to have written to the target. `data_dir`: for the spool.
+pub async fn prepare(
+    plan: &Plan,
+    first: bool,
+    data_dir: Option<&DataDir>,
+) -> Result<Prepared, MigrationError> {
     let files = match &plan.source {
         SourcePlan::Redis(_) => Vec::new(),
         SourcePlan::RdbFile(files) => look_for(files).await?,
@@ -75,12 +79,14 @@ pub async fn prepare(plan: &Plan, first: bool, folder: &Path) -> Result<Prepared
         names(files.iter().map(|file| &file.uri)).iter().map(|id| lineage(id)).collect()
     };
     let report = setup::look(plan, first, lineages).await?;
-    let feeds = feeds(plan, files, &report, folder)?;
+    let folder = spool_folder(data_dir, &plan.uid);
+    let feeds = feeds(plan, files, &report, &folder)?;
     let spool = SpoolSetup {
         memory: plan.limits.spool_memory as u64,
         disk: plan.limits.spool_disk,
         retain: 0,
-        folder: folder.to_path_buf(),
+        folder,
+        volume: data_dir.map(|data_dir| data_dir.volume.clone()).unwrap_or_default(),
         lasts: false,
     };
     let slots: Vec<SlotRanges> = match &report.source {
@@ -326,9 +332,9 @@ fn impossible(message: String) -> MigrationError {
 }
 
 /// Where an export from a server may keep what its file does not take yet.
-pub fn spool_folder(data_dir: Option<&Path>, uid: &str) -> PathBuf {
+pub fn spool_folder(data_dir: Option<&DataDir>, uid: &str) -> PathBuf {
     match data_dir {
-        Some(data_dir) => data_dir.join("spool"),
+        Some(data_dir) => data_dir.spools(),
         None => std::env::temp_dir().join(format!("redis-migration-{uid}-{}", std::process::id())),
     }
 }

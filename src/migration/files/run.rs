@@ -107,8 +107,7 @@ async fn begin(plan: &Plan, options: &RunOptions) -> Result<Prepared, MigrationE
     }
     earlier.goes_on_with(plan)?;
     let begun = earlier.begun || options.earlier.as_ref().is_some_and(|told| !told.shards.is_empty());
-    let folder = spool_folder(options.data_dir.as_deref(), &plan.uid);
-    let mut prepared = prepare(plan, !begun, &folder).await?;
+    let mut prepared = prepare(plan, !begun, options.data_dir.as_ref()).await?;
     for part in &mut prepared.parts {
         if let Part::Load(setup) = part {
             setup.own_keys = begun;

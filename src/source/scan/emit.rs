@@ -239,7 +239,8 @@ mod tests {
     async fn what_is_emitted_is_a_snapshot_and_a_stream() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().to_path_buf();
-        let limits = SpoolLimits { memory: 1 << 20, disk: 1 << 20, retain: 0, folder };
+        let limits =
+            SpoolLimits { memory: 1 << 20, disk: 1 << 20, retain: 0, folder, volume: Default::default() };
         let (writer, mut reader) = spool(limits);
         let mut emit = Emit::new(writer, Some(9), false);
         emit.begin(10, Flavor::Redis);
