@@ -181,6 +181,9 @@ pub struct OperatorArgs {
     /// made to wait instead [default: what the disk takes]
     #[arg(long, value_name = "SIZE", requires = "data_dir")]
     spool_size: Option<Quantity>,
+    /// Folder in which RedisMigrations may name files by their path, as source or target [default: none may]
+    #[arg(long, value_name = "DIR")]
+    allow_files: Option<PathBuf>,
     /// Tells this replica from the others [default: the host's name]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     identity: Option<String>,
@@ -197,6 +200,7 @@ impl OperatorArgs {
             namespaces: self.namespaces.iter().filter(given).cloned().collect(),
             listen: self.listen,
             data_dir: self.data_dir.clone().map(|path| DataDir::new(path, size)),
+            files: self.allow_files.clone(),
             identity: self.identity.clone().filter(|text| !text.is_empty()),
             namespace: self.namespace.clone().filter(|text| !text.is_empty()),
         }

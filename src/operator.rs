@@ -9,6 +9,7 @@ mod balance;
 mod claims;
 mod context;
 mod decide;
+mod files;
 mod following;
 mod forwarder;
 mod health;
@@ -25,6 +26,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,7 @@ use crate::migration::{DataDir, StopRequest};
 use crate::telemetry::ObservedSet;
 use crate::telemetry::http::{Endpoints, HttpError, Shown};
 use context::{Context, QUEUE};
+use files::AllowedFiles;
 use health::Health;
 use runs::Runs;
 
@@ -56,6 +59,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// `None`: the temporary directory.
     pub data_dir: Option<DataDir>,
+    /// The folder for files that RedisMigrations name by their path; `None`: they may not.
+    pub files: Option<PathBuf>,
     /// Tells this replica from the others; `None`: the host's name.
     pub identity: Option<String>,
     /// Where the replicas' own Leases are; `None`: the namespace of the service account or kubeconfig.
@@ -106,7 +111,7 @@ pub async fn run(options: Options, mut stop: watch::Receiver<StopRequest>) -> Re
         client,
         identity,
         own_namespace,
-        options.data_dir,
+        (options.data_dir, AllowedFiles(options.files)),
         runs,
         Arc::clone(&health),
         triggers,

@@ -13,6 +13,7 @@ use super::agents::Agents;
 use super::api::{ApiError, Target, has_finalizer};
 use super::claims::Claims;
 use super::decide::{Claim, Recorded, Situation};
+use super::files::AllowedFiles;
 use super::health::Health;
 use super::members::Members;
 use super::runs::Runs;
@@ -35,6 +36,7 @@ pub struct Context {
     pub runs: Arc<Runs>,
     pub health: Arc<Health>,
     pub data_dir: Option<DataDir>,
+    pub files: AllowedFiles,
     /// All that there are.
     pub objects: Objects,
     recorder: Recorder,
@@ -80,7 +82,7 @@ impl Context {
         client: Client,
         identity: String,
         namespace: String,
-        data_dir: Option<DataDir>,
+        (data_dir, files): (Option<DataDir>, AllowedFiles),
         runs: Runs,
         health: Arc<Health>,
         triggers: HashMap<Option<String>, Trigger>,
@@ -97,6 +99,7 @@ impl Context {
             runs: Arc::new(runs),
             health,
             data_dir,
+            files,
             objects: Objects::default(),
             recorder: Recorder::new(client.clone(), reporter),
             client,

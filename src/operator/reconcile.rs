@@ -241,7 +241,10 @@ impl Context {
         // Whether to suspend is decided here; a run knows nothing of it.
         let mut asked = object.clone();
         asked.spec.suspend = false;
-        Ok(validate(&asked, &secrets.store()).map(|plan| (plan, secrets)))
+        Ok(validate(&asked, &secrets.store()).and_then(|plan| {
+            let faults = self.files.faults(&plan);
+            if faults.is_empty() { Ok((plan, secrets)) } else { Err(faults) }
+        }))
     }
 
     async fn update(self: &Arc<Self>, object: Box<RedisMigration>) -> Result<Next, ReconcileError> {

@@ -25,6 +25,7 @@ mod limits;
 mod lua;
 mod operator;
 mod operator_cutover;
+mod operator_files;
 mod operator_outage;
 mod operator_shards;
 mod operator_spool;
