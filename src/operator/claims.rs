@@ -18,6 +18,8 @@ use super::members::{GONE_AFTER, LABEL};
 use crate::api::RedisMigration;
 
 pub const MIGRATION: &str = "migration";
+/// Where the holder's own Lease is: that of another installation of the operator is not among those that we watch.
+const HOME: &str = "redis-migration.io/operator-namespace";
 
 fn lease_name(uid: &str) -> String {
     format!("redis-migration-{uid}")
@@ -27,6 +29,8 @@ fn lease_name(uid: &str) -> String {
 pub struct Claims {
     client: Client,
     identity: String,
+    /// Of the replicas' own Leases.
+    home: String,
     state: Mutex<State>,
 }
 
@@ -50,6 +54,12 @@ impl Known {
         self.lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 
+    /// The namespace of another installation of the operator, whose replica holds it.
+    fn foreign_home(&self, home: &str) -> Option<&str> {
+        let theirs = self.lease.annotations().get(HOME).filter(|theirs| *theirs != home)?;
+        (!self.holder().is_empty()).then_some(theirs)
+    }
+
     fn transitions(&self) -> i32 {
         self.lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or_default()
     }
@@ -64,8 +74,8 @@ pub enum Claimed {
 }
 
 impl Claims {
-    pub fn new(client: Client, identity: String) -> Self {
-        Self { client, identity, state: Mutex::default() }
+    pub fn new(client: Client, identity: String, home: String) -> Self {
+        Self { client, identity, home, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -78,6 +88,8 @@ impl Claims {
         match state.leases.get(uid) {
             None => Claim::Free,
             Some(known) if known.ours => Claim::Mine,
+            // Whether it is alive we do not hear.
+            Some(known) if known.foreign_home(&self.home).is_some() => Claim::Theirs,
             // An earlier process of our name: there is only one at a time.
             Some(known) if known.holder() == self.identity || known.holder().is_empty() => Claim::Free,
             Some(known) if gone(known.holder()) => Claim::Free,
@@ -95,7 +107,20 @@ impl Claims {
     pub fn orphans(&self, gone: impl Fn(&str) -> bool) -> Vec<Target> {
         let state = self.lock();
         let others = state.leases.values().filter(|known| !known.ours);
-        others.filter(|known| gone(known.holder())).filter_map(|known| owner(&known.lease)).collect()
+        let here = others.filter(|known| known.foreign_home(&self.home).is_none());
+        here.filter(|known| gone(known.holder())).filter_map(|known| owner(&known.lease)).collect()
+    }
+
+    /// Why a migration is left alone that another installation of the operator holds.
+    pub fn held_elsewhere(&self, uid: &str) -> Option<String> {
+        let state = self.lock();
+        let known = state.leases.get(uid).filter(|known| !known.ours)?;
+        let theirs = known.foreign_home(&self.home)?;
+        Some(format!(
+            "the operator in namespace {theirs} works on it, the one in namespace {} leaves it alone: let only one of them look after this namespace; if the other one is no more, delete the Lease {}",
+            self.home,
+            known.lease.name_any()
+        ))
     }
 
     pub async fn claim(&self, object: &RedisMigration) -> Result<Claimed, ApiError> {
@@ -117,13 +142,15 @@ impl Claims {
             Some(known) if !known.ours => {
                 let spec = spec(known.transitions().saturating_add(1));
                 // The resource version in it keeps us from overwriting who came before us.
-                let lease = Lease { spec: Some(spec), ..known.lease };
+                let mut lease = Lease { spec: Some(spec), ..known.lease };
+                lease.annotations_mut().insert(HOME.to_owned(), self.home.clone());
                 call(what, api.replace(&name, &PostParams::default(), &lease)).await
             }
             Some(_) => return Ok(Claimed::Ours),
             None => {
                 let metadata = metadata(object, &name, MIGRATION);
-                let lease = Lease { metadata, spec: Some(spec(0)) };
+                let mut lease = Lease { metadata, spec: Some(spec(0)) };
+                lease.annotations_mut().insert(HOME.to_owned(), self.home.clone());
                 call(what, api.create(&PostParams::default(), &lease)).await
             }
         };

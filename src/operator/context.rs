@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt};
 use tokio::sync::{mpsc, watch};
 
 use super::agents::Agents;
-use super::api::{ApiError, Target, has_finalizer};
+use super::api::{ApiError, Target, has_finalizer, shown};
 use super::claims::Claims;
 use super::decide::{Claim, Recorded, Situation};
 use super::files::AllowedFiles;
@@ -44,9 +44,13 @@ pub struct Context {
     triggers: HashMap<Option<String>, Trigger>,
     /// Generations that this process has judged and has nothing to do for, by uid.
     parked: Mutex<HashMap<String, i64>>,
+    /// Said of migrations that another installation of the operator holds, by uid.
+    left_alone: Mutex<HashMap<String, String>>,
     /// Since when nobody has held what we leave to others.
     free_since: Mutex<HashMap<String, Instant>>,
     leaving: watch::Sender<bool>,
+    /// Counts how often all watches had to begin anew.
+    pub anew: watch::Sender<u64>,
 }
 
 /// Namespaces of the RedisMigrations that the API server has told of, by uid.
@@ -92,8 +96,8 @@ impl Context {
             instance: Some(identity.clone()),
         };
         Self {
+            claims: Claims::new(client.clone(), identity.clone(), namespace.clone()),
             members: Members::new(client.clone(), identity.clone(), namespace),
-            claims: Claims::new(client.clone(), identity.clone()),
             seats: Seats::new(client.clone(), identity),
             agents: Agents::default(),
             runs: Arc::new(runs),
@@ -105,7 +109,9 @@ impl Context {
             client,
             triggers,
             parked: Mutex::default(),
+            left_alone: Mutex::default(),
             free_since: Mutex::default(),
+            anew: watch::Sender::new(0),
             leaving: watch::Sender::new(false),
         }
     }
@@ -164,6 +170,20 @@ impl Context {
         parked.insert(object.uid().unwrap_or_default(), generation(object));
     }
 
+    /// Says once why a migration is left alone.
+    pub async fn tell_left_alone(&self, object: &RedisMigration) {
+        let uid = object.uid().unwrap_or_default();
+        let Some(why) = self.claims.held_elsewhere(&uid) else { return };
+        let before = {
+            let mut left = self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
+            left.insert(uid, why.clone())
+        };
+        if before.as_ref() != Some(&why) {
+            tracing::warn!(migration = %shown(object), "{why}");
+            self.writer(object, None).warn("HeldElsewhere", &why).await;
+        }
+    }
+
     /// How long nobody has held it, as far as we know.
     pub fn free_for(&self, uid: &str) -> std::time::Duration {
         let mut free = self.free_since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +197,7 @@ impl Context {
     /// The object is no more.
     pub fn forget(&self, uid: &str) {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.left_alone.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.not_free(uid);
         self.claims.forget(uid);
         self.runs.forget(uid);

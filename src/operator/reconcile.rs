@@ -76,6 +76,7 @@ impl Context {
                 self.not_free(&uid);
                 if self.is_elsewhere(&object) {
                     self.runs.unlearn(&uid);
+                    self.tell_left_alone(&object).await;
                 }
                 let rest = self.runs.waits(&uid).map_or_else(Action::await_change, Action::requeue);
                 Ok(Next::Rest(rest))
@@ -175,6 +176,8 @@ impl Context {
         let Some(object) = fresh(&self.client, &object).await? else {
             return Ok(Next::Rest(Action::await_change()));
         };
+        // So may the claim be, while the watch of the Leases stands still.
+        self.claims.read(&Target::of(&object)).await?;
         if decide(&self.situation(&object)) != Step::Start {
             return Ok(Next::Again(Box::new(object)));
         }

@@ -23,6 +23,8 @@ use crate::telemetry::{EngineGauges, Observed, ObservedSet, Stand};
 const DRAIN_MAX: Duration = Duration::from_secs(8);
 /// After SIGTERM, so that another replica goes on soon.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// By then others may take it over.
+const UNFENCED_MAX: Duration = Duration::from_secs(3);
 /// Between two attempts, doubled from one second.
 const PUT_OFF_MAX: Duration = Duration::from_secs(15);
 
@@ -248,6 +250,11 @@ impl Runs {
         for uid in unfenced {
             tracing::warn!("the API server is away: a run without exactly once stops until it is back");
             self.request(&uid, StopRequest::Drain);
+            let runs = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(UNFENCED_MAX).await;
+                runs.request(&uid, StopRequest::Now);
+            });
         }
     }
 

@@ -111,7 +111,11 @@ pub async fn members(context: Arc<Context>) {
         };
         tokio::select! {
             () = hear_members(&context) => {}
-            () = deaf => tracing::warn!("nothing is told of this replica's own renewals; listening anew"),
+            () = deaf => {
+                tracing::warn!("nothing is told of this replica's own renewals; listening anew");
+                // The others may be over the same connection.
+                context.anew.send_modify(|count| *count += 1);
+            }
         }
     }
 }
@@ -151,13 +155,37 @@ where
     }
 }
 
+/// A watch that begins anew when one has turned out to be deaf.
+fn watched<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    context: &Context,
+) -> impl stream::Stream<Item = watcher::Result<watcher::Event<K>>> + Send + use<K>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let begin = move || watcher(api.clone(), config.clone()).backoff(Pauses::default()).boxed();
+    let begun = begin();
+    stream::unfold((begun, context.anew.subscribe()), move |(mut events, mut anew)| {
+        let begin = begin.clone();
+        async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = anew.changed() => events = begin(),
+                    event = events.next() => return Some((event?, (events, anew))),
+                }
+            }
+        }
+    })
+}
+
 /// Who holds what.
 pub async fn leases(context: Arc<Context>, scope: Option<String>) {
     let name = leases_in(scope.as_deref());
     let config = watcher::Config::default().labels(&format!("{LABEL} in ({MIGRATION},{SHARD})"));
-    let events =
-        watcher(scoped::<Lease>(&context.client, scope.as_deref()), config).backoff(Pauses::default());
-    let mut events = std::pin::pin!(events);
+    let api = scoped::<Lease>(&context.client, scope.as_deref());
+    let mut events = std::pin::pin!(watched(api, config, &context));
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
         let event = match event {
@@ -220,7 +248,7 @@ pub async fn migrations(
 ) {
     let (store, writer) = reflector::store();
     let api: Api<RedisMigration> = scoped(&context.client, scope.as_deref());
-    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default()).reflect(writer);
+    let events = watched(api, watcher::Config::default(), &context).reflect(writer);
     let queue = stream::unfold(queue, async |mut queue| {
         queue.recv().await.map(|next| (Ok::<_, Infallible>(next), queue))
     });

@@ -554,3 +554,44 @@ fn a_lease_that_is_taken_away_is_obeyed() -> Result<()> {
     assert_eq!(source.syncs()?, (1, 1));
     migration.seen().map(drop)
 }
+
+/// Installed twice, the two look after the same namespace and know nothing of each other's replicas.
+#[test]
+fn what_another_installation_works_on_is_left_alone() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    for namespace in ["twice", "twice-home-a", "twice-home-b"] {
+        plane.namespace(namespace, &[])?;
+    }
+    let (source, target) = (source()?, Server::start(VERSION)?);
+    let mut first = Operator::start_from(plane, "twice-home-a", "twice", "a")?;
+    let migration = Migration::apply(plane, "twice", "orders", &manual(&source, &target))?;
+    migration.wait_condition("InSync", PATIENCE)?;
+    let _second = Operator::start_from(plane, "twice-home-b", "twice", "b")?;
+    wait_until("what the second one says", PATIENCE, || {
+        Ok(migration.events()?.contains(&"HeldElsewhere".to_owned()).then_some(()))
+    })?;
+    // Longer than a replica has to be silent to be taken for gone.
+    let since = Instant::now();
+    wait_until("twenty seconds without a change", PATIENCE, || {
+        ensure!(migration.holder()?.as_deref() == Some("a"), "{:?}", migration.holder()?);
+        Ok((since.elapsed() > Duration::from_secs(20)).then_some(()))
+    })?;
+    ensure!(
+        migration.lease()?.is_some_and(|lease| lease["spec"]["leaseTransitions"] == 0),
+        "it changed hands"
+    );
+    assert_eq!(source.syncs()?, (1, 0));
+    // Given up in good order, it is anybody's.
+    first.terminate(PATIENCE)?;
+    migration.wait_holder("b", PATIENCE)?;
+    migration.wait_for("the other worker in sync", PATIENCE, |status| {
+        status["shards"][0]["worker"] == "b"
+            && e2e::tool::condition(status, "InSync").as_deref() == Some("True")
+    })?;
+    assert_eq!(source.syncs()?, (1, 1));
+    migration.approve()?;
+    migration.wait_condition("Succeeded", PATIENCE)?;
+    wait_equal(&source.endpoint(), &target.endpoint(), Duration::ZERO)?;
+    nothing_left(&migration, &target)?;
+    migration.seen().map(drop)
+}
