@@ -6,6 +6,7 @@
 
 mod checks;
 mod error;
+mod pausing;
 mod permissions;
 mod survey;
 #[cfg(test)]
@@ -48,6 +49,8 @@ pub struct SourceSide {
     pub prefer_replica: bool,
     /// `PSYNC`, or what the service renamed it to; `None`: nothing is replicated (SCAN).
     pub psync_command: Option<String>,
+    /// A cutover is to pause its writes.
+    pub pauses: bool,
 }
 
 #[derive(Clone)]
@@ -96,6 +99,11 @@ pub async fn preflight(input: &PreflightInput) -> Result<PreflightReport, Prefli
     let (source, target) = (source?, target?);
     let servers = [&source, &target].into_iter().flatten().flat_map(|side| &side.servers);
     let mut warnings: Vec<String> = servers.filter_map(|survey| survey.unchecked.clone()).collect();
+    if let (Some(side), Some(source)) = (&input.source, &source)
+        && side.pauses
+    {
+        warnings.extend(pausing::cannot_pause(&quick(&side.dialer), &source.topology).await);
+    }
     if let Some(source) = &source {
         let replicates = input.source.as_ref().is_some_and(|side| side.psync_command.is_some());
         checks::source(source, replicates, &mut warnings)?;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::tls::Certificates;
-use crate::{port, reaper, wait_until};
+use crate::{Proxy, port, reaper, wait_until};
 
 pub use api::{Answer, Api};
 pub use kubelet::{Kubelet, Running};
@@ -95,6 +95,19 @@ impl ControlPlane {
     /// Of the administrator.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
+    }
+
+    /// The same by way of a proxy before the API server.
+    pub fn kubeconfig_through(&self, proxy: &Proxy) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("kubeconfig-{}", proxy.address().replace(':', "-")));
+        let url = format!("https://{}", proxy.address());
+        std::fs::write(&path, kubeconfig(&url, &self.authority(), &json!({"token": ADMIN}), "default")?)?;
+        Ok(path)
+    }
+
+    /// Host and port of the API server.
+    pub fn address(&self) -> &str {
+        self.url().trim_start_matches("https://").trim_end_matches('/')
     }
 
     /// The authority of the API server's certificate, PEM.

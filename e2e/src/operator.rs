@@ -1,6 +1,7 @@
 //! `redis-migration operator` as a process beside a control plane, and RedisMigrations as their users see them.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::controlplane::{Api, ControlPlane};
 use crate::tool::{binary, condition};
-use crate::{Manifest, wait_until};
+use crate::{Manifest, Proxy, wait_until};
 
 /// One replica; killed when dropped.
 pub struct Operator {
@@ -29,7 +30,7 @@ impl Operator {
 
     /// Looks after `namespace`, and is at home elsewhere, as if installed there.
     pub fn start_from(plane: &ControlPlane, home: &str, namespace: &str, identity: &str) -> Result<Self> {
-        Self::launch(plane, home, namespace, identity, &[])
+        Self::launch(&plane.kubeconfig(), (home, namespace), identity, &[])
     }
 
     pub fn start_with(
@@ -38,13 +39,22 @@ impl Operator {
         identity: &str,
         further: &[&str],
     ) -> Result<Self> {
-        Self::launch(plane, namespace, namespace, identity, further)
+        Self::launch(&plane.kubeconfig(), (namespace, namespace), identity, further)
+    }
+
+    /// As `start`, with a proxy before the API server.
+    pub fn start_through(
+        plane: &ControlPlane,
+        proxy: &Proxy,
+        namespace: &str,
+        identity: &str,
+    ) -> Result<Self> {
+        Self::launch(&plane.kubeconfig_through(proxy)?, (namespace, namespace), identity, &[])
     }
 
     fn launch(
-        plane: &ControlPlane,
-        home: &str,
-        namespace: &str,
+        kubeconfig: &Path,
+        (home, namespace): (&str, &str),
         identity: &str,
         further: &[&str],
     ) -> Result<Self> {
@@ -52,7 +62,7 @@ impl Operator {
             .args(["operator", "--namespaces", namespace, "--namespace", home])
             .args(["--identity", identity, "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(further)
-            .env("KUBECONFIG", plane.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

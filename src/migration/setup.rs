@@ -11,7 +11,8 @@ use super::{CheckReport, Finding, FindingLevel, MigrationError};
 use crate::api::Plan;
 use crate::api::conditions::reason;
 use crate::api::plan::{
-    Delivery, ExistingKeys, FullResyncPolicy, KeyspaceNotifications, ReadFrom, RedisSource, SourceWay,
+    CutoverMode, Delivery, ExistingKeys, FullResyncPolicy, KeyspaceNotifications, ReadFrom, RedisSource,
+    SourceWay,
 };
 use crate::command::DynamicTable;
 use crate::connection::{Address, ConnectionError, Dialer};
@@ -71,6 +72,9 @@ pub async fn look(
             dialer: source_dialer(plan)?,
             prefer_replica: from.read_from == ReadFrom::PreferReplica,
             psync_command: (from.way == SourceWay::Replication).then(|| from.psync_command.clone()),
+            pauses: plan.target.redis().is_some()
+                && plan.cutover.mode != CutoverMode::Never
+                && plan.cutover.pause_source_writes,
         }),
         None => None,
     };

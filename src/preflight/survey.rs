@@ -67,13 +67,15 @@ pub(super) async fn empty(
     servers: &[Survey],
     claimed: Option<&Claimed>,
 ) -> Result<(), PreflightError> {
-    let looked = servers.iter().filter(|survey| survey.info.keys() > 0).map(|survey| async move {
+    let looked = servers.iter().map(|survey| async move {
         let failed = |source| PreflightError::Connection { role: Role::Target, source };
         let mut connection = dialer.connect(&survey.address).await.map_err(failed)?;
-        for (database, _) in &survey.info.keyspace {
-            if holds_foreign_key(&mut connection, *database, claimed).await.map_err(failed)? {
-                let (address, keys) = (survey.address.clone(), survey.info.keys());
-                return Err(PreflightError::TargetNotEmpty { address, database: *database, keys });
+        // Servers that only look like Redis may not count their keys (Kvrocks): SCAN tells whether there are any.
+        let counted = survey.info.keyspace.iter().map(|(database, _)| *database);
+        for database in std::iter::once(0).chain(counted.filter(|database| *database != 0)) {
+            if holds_foreign_key(&mut connection, database, claimed).await.map_err(failed)? {
+                let (address, keys) = (survey.address.clone(), survey.info.keys().max(1));
+                return Err(PreflightError::TargetNotEmpty { address, database, keys });
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ fn input(source: RedisAccess, target: RedisAccess) -> PreflightInput {
             access: source,
             prefer_replica: false,
             psync_command: Some("PSYNC".into()),
+            pauses: false,
         }),
         target: Some(TargetSide {
             dialer: Dialer::new(target.clone(), "test"),

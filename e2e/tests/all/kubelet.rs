@@ -66,7 +66,9 @@ fn pods_of_the_chart_run_restart_and_end() -> Result<()> {
         let args: Vec<&str> =
             given["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let listen = format!("{}:9320", pod.ip);
-        let [first @ .., "--data-dir", data, "--log-format", "json"] = args.as_slice() else {
+        let [first @ .., "--data-dir", data, "--spool-size", "20Gi", "--log-format", "json"] =
+            args.as_slice()
+        else {
             anyhow::bail!("{args:?}")
         };
         assert_eq!(first, ["operator", "--namespaces", "played,others", "--listen", &listen]);

@@ -11,7 +11,7 @@ use e2e::dataset::Dataset;
 use e2e::load::{Load, Writer};
 use e2e::scenario::PATIENCE;
 use e2e::tool::condition;
-use e2e::{Cluster, ControlPlane, Manifest, Migration, Operator, Options, Server, args, wait_until};
+use e2e::{Cluster, ControlPlane, Manifest, Migration, Operator, Options, Proxy, Server, args, wait_until};
 use serde_json::{Value, json};
 
 use crate::operator::{VERSION, fast, holder, nothing_left, two_replicas};
@@ -212,9 +212,16 @@ fn a_replica_that_comes_gets_a_share_and_gives_it_back_when_it_ends() -> Result<
 }
 
 /// It does not know that it was taken for dead, and goes on with what it holds in memory: its shards and its orders.
+/// Nor can the API server tell it: the target does.
 #[test]
 fn a_frozen_coordinator_is_shut_out_when_it_wakes() -> Result<()> {
-    let (plane, mut operators) = two_replicas("frozen")?;
+    let plane = ControlPlane::shared()?;
+    plane.namespace("frozen", &[])?;
+    let ways = [Proxy::start(plane.address())?, Proxy::start(plane.address())?];
+    let mut operators = [
+        Operator::start_through(plane, &ways[0], "frozen", "a")?,
+        Operator::start_through(plane, &ways[1], "frozen", "b")?,
+    ];
     operators.iter().try_for_each(|operator| operator.wait_replicas(2, PATIENCE))?;
     let (source, target) = (source()?, Server::start(VERSION)?);
     let writer = Writer::start(&source.endpoint(), Load::default())?;
@@ -227,6 +234,8 @@ fn a_frozen_coordinator_is_shut_out_when_it_wakes() -> Result<()> {
     })?;
     let workers = Migration::workers(&status);
     let (frozen, other) = holder(&migration, &mut operators)?;
+    let way = &ways[usize::from(frozen.identity == "b")];
+    way.stall(true);
     frozen.signal("STOP")?;
     migration.wait_holder(&other, PATIENCE)?;
     let resumed = |(id, at): (&String, &String), counts: &BTreeMap<String, (i64, i64)>| {
@@ -238,6 +247,12 @@ fn a_frozen_coordinator_is_shut_out_when_it_wakes() -> Result<()> {
     })?;
     writer.wait_more(1_000, PATIENCE)?;
     frozen.signal("CONT")?;
+    wait_until("what the target says to it", PATIENCE, || {
+        let log = frozen.log();
+        ensure!(log.contains("a later process has taken over this migration"), "{log}");
+        Ok(Some(()))
+    })?;
+    way.stall(false);
     wait_until("the end of its run", PATIENCE, || {
         Ok(frozen.log().contains("the run has ended").then_some(()))
     })?;

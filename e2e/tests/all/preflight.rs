@@ -43,6 +43,31 @@ fn what_is_well_passes() -> Result<()> {
     Ok(())
 }
 
+/// Not only when the cutover is due, which may be weeks away.
+#[test]
+fn a_source_that_cannot_pause_its_writes_is_told_of() -> Result<()> {
+    let (source, _target, manifest) = pair()?;
+    let manual = manifest.clone().set("/spec/cutover/mode", "Manual");
+    let told = |manifest: &Manifest| -> Result<String> {
+        let finished = Tool::once("check", manifest)?;
+        ensure!(finished.code == 0, "{}", finished.stderr);
+        Ok(format!("{}{}", finished.stdout, finished.stderr))
+    };
+    ensure!(!told(&manual)?.contains("pauseSourceWrites"), "{}", told(&manual)?);
+    source.conn()?.run(args!["ACL", "SETUSER", "default", "-client|pause"])?;
+    let said = told(&manual)?;
+    ensure!(said.contains("may not run CLIENT PAUSE") && said.contains("pauseSourceWrites: false"), "{said}");
+    for silent in [manifest, manual.set("/spec/cutover/pauseSourceWrites", false)] {
+        ensure!(!told(&silent)?.contains("CLIENT PAUSE"), "{}", told(&silent)?);
+    }
+
+    let (old, target) = (Server::start(Version::REDIS_5_0)?, Server::start(VERSION)?);
+    let manifest = Manifest::between(&old.endpoint(), &target.endpoint());
+    let said = told(&manifest.set("/spec/cutover/mode", "Manual"))?;
+    ensure!(said.contains("cannot pause writes (Redis 6.2 and newer do)"), "{said}");
+    Ok(())
+}
+
 #[test]
 fn wrong_and_missing_passwords() -> Result<()> {
     let source = Options::new(VERSION).password("right").start()?;

@@ -179,6 +179,25 @@ fn what_was_not_heard_is_found() -> Result<()> {
     e2e::scenario::stop(tool).map(drop)
 }
 
+/// Nor is it noticed by a look at the setting before and after.
+#[test]
+fn what_changed_while_notifications_were_off_for_a_moment_is_found() -> Result<()> {
+    let source = Options::new(VERSION).with(NOTIFICATIONS, "AE").start()?;
+    let target = Server::start(VERSION)?;
+    Dataset::default().rounds(1).databases(&[]).fill(&mut source.client()?)?;
+    let tool = Tool::run(&manifest(&source.endpoint(), &target.endpoint()), &[])?;
+    tool.wait_condition("InSync", PATIENCE)?;
+    source.conn()?.run(args!["SET", "heard", "1"])?;
+    wait_equal_with(&source.endpoint(), &target.endpoint(), &rules(), PATIENCE)?;
+    let mut off = Batch::default();
+    off.add(args!["CONFIG", "SET", NOTIFICATIONS, ""]);
+    off.add(args!["SET", "unheard", "1"]);
+    off.add(args!["CONFIG", "SET", NOTIFICATIONS, "AE"]);
+    source.conn()?.pipeline(&off)?;
+    wait_equal_with(&source.endpoint(), &target.endpoint(), &rules(), PATIENCE)?;
+    e2e::scenario::stop(tool).map(drop)
+}
+
 /// Runs `act` before the `count`th time that these bytes pass.
 fn before_the(proxy: &Arc<Proxy>, count: usize, bytes: &'static [u8], act: impl FnOnce() + Send + 'static) {
     let again = Arc::clone(proxy);

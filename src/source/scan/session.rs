@@ -23,8 +23,9 @@ use crate::version::ServerVersion;
 /// How often a replica is asked how far it is.
 const ASKING: Duration = Duration::from_millis(20);
 /// Commands that change keys, of which no notification tells: all keys at once, the groups of streams, the count that
-/// a HyperLogLog remembers.
-const UNHEARD: [&str; 8] = [
+/// a HyperLogLog remembers. And the one that may have switched notifications off and on again (told apart from CONFIG
+/// GET from Redis 7.0 on).
+const UNHEARD: [&str; 10] = [
     "cmdstat_flushall:",
     "cmdstat_flushdb:",
     "cmdstat_swapdb:",
@@ -32,7 +33,9 @@ const UNHEARD: [&str; 8] = [
     "cmdstat_xack:",
     "cmdstat_xclaim:",
     "cmdstat_xautoclaim:",
+    "cmdstat_xackdel:",
     "cmdstat_pfcount:",
+    "cmdstat_config|set:",
 ];
 
 pub(super) struct Session {
