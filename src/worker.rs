@@ -292,11 +292,11 @@ pub async fn run(
     progress: Arc<ShardProgress>,
     mut drain: watch::Receiver<bool>,
 ) -> Result<Stopped, Failed> {
-    let router = match &setup.target {
+    let mut router = match &setup.target {
         TargetShape::Standalone(_) | TargetShape::Watched(_) => Router::Single,
         TargetShape::Cluster(map) => Router::Slots(map.clone()),
     };
-    let mut taken = match take_over(&mut setup, &router, &progress, &mut drain).await {
+    let mut taken = match take_over(&mut setup, &mut router, &progress, &mut drain).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return Ok(Stopped { checkpoint: setup.resume, ..Stopped::default() }),
         Err(error) => {

@@ -8,7 +8,7 @@ mod watching;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio::sync::watch;
@@ -41,6 +41,8 @@ use watching::poll_until;
 
 /// A verification that lost a server that did not move is started again this often.
 const VERIFY_REPEATS: u32 = 3;
+/// Before a worker begins again: each time the source may send everything.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why the wait for something ended early.
 enum Ended {
@@ -182,16 +184,21 @@ impl Run {
         if let Some(placement) = &run.options.placement {
             placement.begin(&run.setups);
         }
-        (0..run.setups.len()).for_each(|index| run.start_worker(index));
+        (0..run.setups.len()).for_each(|index| run.start_worker(index, Duration::ZERO));
         run
     }
 
-    fn start_worker(&mut self, index: usize) {
+    fn start_worker(&mut self, index: usize, pause: Duration) {
         let (Some(setup), Some(shard)) = (self.setups.get(index), self.shards.get(index)) else { return };
         let (setup, progress) = (setup.clone(), Arc::clone(&shard.progress));
         let asked = self.drain.subscribe();
         let placement = self.options.placement.clone();
+        let mut drain = self.drain.subscribe();
         let work = async move {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Ok(_) = drain.wait_for(|drain| *drain) => {}
+            }
             let ended = match placement {
                 Some(placement) => placement.run(setup, progress, asked).await,
                 None => worker::run(setup, progress, asked).await,
@@ -211,7 +218,7 @@ impl Run {
             tracing::warn!(shard = %setup.shard, %error, "going on from the source's backlog");
             setup.resume = left.checkpoint;
             setup.anew = false;
-            self.start_worker(index);
+            self.start_worker(index, RESTART_PAUSE);
             return Ok(());
         }
         let policy = self.plan.failure_policy;
@@ -230,7 +237,7 @@ impl Run {
         setup.restarted = true;
         setup.anew = true;
         self.restarts += 1;
-        self.start_worker(index);
+        self.start_worker(index, RESTART_PAUSE);
         Ok(())
     }
 

@@ -50,10 +50,10 @@ pub enum LeftPart {
 }
 
 /// Makes this worker the only one that writes, and finds out where an earlier one stopped. `None`: asked to
-/// stop before that was known.
+/// stop before that was known. `router` is left as it served for that.
 pub async fn take_over(
     setup: &mut WorkerSetup,
-    router: &Router,
+    router: &mut Router,
     progress: &ShardProgress,
     drain: &mut watch::Receiver<bool>,
 ) -> Result<Option<Taken>, WorkerError> {
@@ -61,9 +61,8 @@ pub async fn take_over(
         return Ok(Some(Taken { keeper: None, loading: None }));
     }
     let mut backoff = Backoff::default();
-    let mut router = router.clone();
     let (mut keeper, found) = loop {
-        let error = match Keeper::take(setup, &router, &progress.epoch).await {
+        let error = match Keeper::take(setup, router, &progress.epoch).await {
             Ok(taken) => break taken,
             Err(error) => error,
         };
@@ -86,7 +85,7 @@ pub async fn take_over(
         // Slots may have changed hands, or the Sentinels promoted another server; when that cannot be asked now,
         // the next attempt does.
         let dialer = &setup.target_dialer;
-        match (&mut router, &mut setup.target) {
+        match (&mut *router, &mut setup.target) {
             (Router::Slots(map), _) => {
                 let _ = map.refresh(dialer).await;
             }
