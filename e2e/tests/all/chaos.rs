@@ -45,6 +45,19 @@ fn exact_after_kills() -> Result<()> {
     exact(&mut arena, &kills(1, Shape::Cluster)?)
 }
 
+/// What a promoted replica lacks the spool does not hold any more: the worker begins again, on other nodes than at first.
+#[test]
+fn exact_after_failovers_of_the_target_that_the_spool_does_not_bridge() -> Result<()> {
+    let choice = Choice {
+        faults: vec![Fault::TargetFailover, Fault::TargetRollback],
+        steps: (4, 4),
+        slow_start: Some(false),
+        fields: vec![("/spec/limits/spoolRetain".to_owned(), "0".into())],
+        ..between(Shape::Standalone, Shape::Cluster)
+    };
+    exact(&mut Arena::new(false), &Plan::new(501, &choice)?)
+}
+
 /// Without its guards the same runs must differ: otherwise exact ones would show nothing. What a kill
 /// catches in the middle is a matter of timing, so one of a few has to.
 #[test]
