@@ -213,7 +213,29 @@ impl SlotMove {
         for member in masters.iter().filter(|master| ![&self.to.id, &self.from.id].contains(&&master.id)) {
             self.assign(shards, member)?;
         }
+        self.agree(shards, &masters)?;
         Ok(true)
+    }
+
+    /// Two masters with the same epoch may give a slot back to each other, and each then names the other for ever.
+    fn agree(&self, shards: &Shards, masters: &[Member]) -> Result<()> {
+        wait_until("masters that agree on a slot", PATIENCE, || {
+            for member in masters {
+                let mut conn = shards.server(member.port)?.conn()?;
+                let text = conn.text(args!["CLUSTER", "NODES"])?;
+                let owner = text.lines().filter_map(Member::parse).find(|found| found.serves(self.slot));
+                if owner.is_some_and(|owner| owner.id == self.to.id) {
+                    continue;
+                }
+                if member.id == self.to.id {
+                    let slot = self.slot.to_string();
+                    conn.run(args!["CLUSTER", "SETSLOT", slot, "IMPORTING", self.from.id])?;
+                }
+                self.assign(shards, member)?;
+                return Ok(None);
+            }
+            Ok(Some(()))
+        })
     }
 
     fn assign(&self, shards: &Shards, member: &Member) -> Result<()> {

@@ -1,10 +1,10 @@
 //! Slots move between the shards of the source while it is written to, as redis-cli moves them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::chaos::{Shards, SlotMove};
@@ -29,6 +29,8 @@ fn options(version: Version) -> Options {
 struct Roaming {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
+    /// Why it ended before it was told to.
+    failed: Arc<Mutex<String>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -36,7 +38,9 @@ impl Roaming {
     fn start(endpoint: Endpoint) -> Self {
         let (stop, rounds) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopping, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
-        let thread = thread::spawn(move || {
+        let failed = Arc::<Mutex<String>>::default();
+        let told = Arc::clone(&failed);
+        let write = move || -> Result<()> {
             let mut client = Client::open(&endpoint)?;
             let mut others = HashMap::new();
             while !stopping.load(SeqCst) {
@@ -47,15 +51,24 @@ impl Roaming {
                 counted.fetch_add(1, SeqCst);
             }
             Ok(())
+        };
+        let thread = thread::spawn(move || {
+            write().inspect_err(|error| {
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = format!("{error:#}");
+            })
         });
-        Self { stop, rounds, thread: Some(thread) }
+        Self { stop, rounds, failed, thread: Some(thread) }
     }
 
     fn wait_more(&self, count: u64) -> Result<()> {
         let wanted = self.rounds.load(SeqCst) + count;
         wait_until("more commands", PATIENCE, || {
             let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-            ensure!(!ended, "the writer ended");
+            ensure!(
+                !ended,
+                "the writer ended: {}",
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+            );
             Ok((self.rounds.load(SeqCst) >= wanted).then_some(()))
         })
     }
@@ -108,9 +121,12 @@ fn send(
     let key = words.get(1).copied().unwrap_or_default();
     let mut batch = Batch::default();
     batch.add(&words);
-    for _ in 0..10_000 {
+    let begun = Instant::now();
+    loop {
         let reply = client.on(key)?.pipeline(&batch)?.pop().context("no reply")?;
         let Reply::ServerError(error) = reply else { return Ok(()) };
+        let key = key.escape_ascii();
+        ensure!(begun.elapsed() < PATIENCE, "no node takes {key}: {error:?}");
         match error.code() {
             "ASK" => {
                 let address =
@@ -131,8 +147,9 @@ fn send(
             "MOVED" | "TRYAGAIN" => *client = Client::open(endpoint)?,
             _ => anyhow::bail!("{error:?}"),
         }
+        // As clients do: the servers have to agree first.
+        thread::sleep(Duration::from_millis(1));
     }
-    anyhow::bail!("a key that no node takes")
 }
 
 fn full_resyncs(status: &Value) -> i64 {
