@@ -187,10 +187,16 @@ pub async fn undone(
             ))));
         }
         let stands = stands_at(&names, dialer, &target, &nodes).await.map_err(failed)?;
+        if stands.is_none() && held.is_gone(&names, dialer, place).await.map_err(failed)? {
+            return Ok(Some(Undone::TakenOver(format!(
+                "the target at {} has nothing any more of what this migration kept there: another process completed it, or it lost what it had; compare both sides (verify)",
+                place.0
+            ))));
+        }
         if stands.is_none_or(|stands| stands < applied) {
             let stands = stands.map_or_else(|| "nothing".to_owned(), |stands| format!("offset {stands}"));
             return Ok(Some(Undone::FellBack(format!(
-                "the target at {} fell back to {stands} after it had acknowledged offset {applied} (a replica without the last commands was promoted?): run the migration once more, it goes on from there",
+                "the target at {} stands at {stands} only, after it had acknowledged offset {applied} (a replica without the last commands was promoted, or the last record was not written?): run the migration once more, it goes on from there",
                 place.0
             ))));
         }

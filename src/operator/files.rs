@@ -50,7 +50,13 @@ impl AllowedFiles {
 /// By its text: who can make links in the folder could as well put the files there.
 fn is_within(folder: &Path, file: &str) -> bool {
     let file = Path::new(file);
-    let plain = |part: Component| matches!(part, Component::RootDir | Component::Normal(_));
+    // Of patterns only those that begin with a dot stand for "..", too.
+    let dotted = |name: &str| name.starts_with('.') && name.contains(['*', '?', '[']);
+    let plain = |part: Component| match part {
+        Component::RootDir => true,
+        Component::Normal(name) => !dotted(&name.to_string_lossy()),
+        _ => false,
+    };
     file.is_absolute()
         && file.components().all(plain)
         && file.strip_prefix(folder).is_ok_and(|rest| rest != "")
@@ -78,6 +84,9 @@ mod tests {
             "/files/",
             "/files/../etc/passwd",
             "/files/x/../../y",
+            "/files/.?/etc/dump.rdb",
+            "/files/x/.*/dump.rdb",
+            "/files/.[.]/dump.rdb",
             "a.rdb",
             "files/a",
         ] {

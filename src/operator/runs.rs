@@ -224,10 +224,18 @@ impl Runs {
         if !self.request(uid, if at_once { StopRequest::Now } else { StopRequest::Drain }) || at_once {
             return;
         }
-        let (runs, uid) = (Arc::clone(self), uid.to_owned());
+        self.cut_short(uid, DRAIN_MAX);
+    }
+
+    /// Stops the present run of a migration at once, should it not have ended within so long; not the next one.
+    fn cut_short(&self, uid: &str, within: Duration) {
+        let stop = match self.lock().get(uid) {
+            Some(Entry { state: State::Running(running), .. }) => running.stop.clone(),
+            _ => return,
+        };
         tokio::spawn(async move {
-            tokio::time::sleep(DRAIN_MAX).await;
-            runs.request(&uid, StopRequest::Now);
+            tokio::time::sleep(within).await;
+            stop.send_replace(StopRequest::Now);
         });
     }
 
@@ -250,11 +258,7 @@ impl Runs {
         for uid in unfenced {
             tracing::warn!("the API server is away: a run without exactly once stops until it is back");
             self.request(&uid, StopRequest::Drain);
-            let runs = Arc::clone(self);
-            tokio::spawn(async move {
-                tokio::time::sleep(UNFENCED_MAX).await;
-                runs.request(&uid, StopRequest::Now);
-            });
+            self.cut_short(&uid, UNFENCED_MAX);
         }
     }
 

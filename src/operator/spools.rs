@@ -27,12 +27,14 @@ pub fn tidy(context: &Context, data_dir: &DataDir) {
     });
 }
 
-/// `runs`: its migration does, in this process; `elsewhere`: another replica has it, or it is no more. While nobody
+/// `runs`: its migration does, in this process, which may work on the shard whatever the seat says: of a holder that
+/// is gone, or of a coordinator that shares no more. `elsewhere`: another replica has it, or it is no more. While nobody
 /// has it, this process may be the one that goes on.
 fn is_of_no_use(identity: &str, seat: Option<&Seat>, runs: bool, elsewhere: bool) -> bool {
     match seat {
+        _ if runs => false,
         Some(seat) => !seat.holder.is_empty() && seat.holder != identity,
-        None => elsewhere && !runs,
+        None => elsewhere,
     }
 }
 
@@ -44,7 +46,9 @@ mod tests {
     fn what_nobody_here_goes_on_with_is_of_no_use() {
         let of = |holder: &str| Seat { holder: holder.to_owned(), ..Seat::default() };
         let judged = |seat: Option<&Seat>, runs, elsewhere| is_of_no_use("a", seat, runs, elsewhere);
-        assert!(judged(Some(&of("b")), true, false));
+        assert!(judged(Some(&of("b")), false, false));
+        // The holder died, and this replica works on the shard itself.
+        assert!(!judged(Some(&of("b")), true, false));
         assert!(judged(None, false, true));
         for kept in [Some(&of("a")), Some(&of(""))] {
             assert!(!judged(kept, false, true));

@@ -84,6 +84,17 @@ impl Held {
         Ok(Epoch::of(&found).filter(|theirs| self.is_outdone_by(theirs)).map(|theirs| theirs.number))
     }
 
+    /// Not even an epoch is left at this place, where we had one.
+    pub async fn is_gone(
+        &self,
+        names: &KeyNames,
+        dialer: &Dialer,
+        (address, slot): &Place,
+    ) -> Result<bool, ConnectionError> {
+        let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
+        Ok(self.epoch.load(Ordering::SeqCst) > 0 && Epoch::of(&found).is_none())
+    }
+
     /// A later process's; one of the same number is another's, too, where the key was lost in between.
     fn is_outdone_by(&self, theirs: &Epoch) -> bool {
         let ours = self.epoch.load(Ordering::SeqCst);

@@ -86,8 +86,9 @@ impl FileWriter {
     ) -> Result<Self, WriteError> {
         let scripted = transform.as_ref().is_some_and(|transform| transform.script.is_some());
         let limits = match format {
-            FileFormat::Rdb if !scripted => Limits { max_value: WALKED, ..Limits::default() },
-            FileFormat::Rdb => Limits::default(),
+            // A script that rewrites takes values whole.
+            _ if scripted => Limits::default(),
+            FileFormat::Rdb => Limits { max_value: WALKED, ..Limits::default() },
             FileFormat::Json => JsonLines::limits(),
         };
         let json = (format == FileFormat::Json).then(Json::default);

@@ -40,7 +40,7 @@ pub async fn read(
     let mut state = NodeState::default();
     // Of those under one name, one a database, the last one counts.
     let mut records: BTreeMap<u16, Record> = BTreeMap::new();
-    for db in databases(connection).await? {
+    for db in databases_with(connection, slots).await? {
         if db > 0 || slots.is_none() {
             connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
         }
@@ -205,6 +205,18 @@ pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, C
     Ok(info(connection).await?.keyspace.into_iter().map(|(db, _)| db).collect())
 }
 
+/// The same, and 0 of a single server, which may not count its keys (Kvrocks).
+async fn databases_with(
+    connection: &mut Connection,
+    slots: Option<&SlotRanges>,
+) -> Result<Vec<u64>, ConnectionError> {
+    let mut found = databases(connection).await?;
+    if slots.is_none() && !found.contains(&0) {
+        found.push(0);
+    }
+    Ok(found)
+}
+
 /// True when a node holds no data: no key, or none but what migrations keep for themselves. `single`: it is
 /// no node of a cluster, where old versions refuse SELECT, even of 0.
 pub async fn is_empty(connection: &mut Connection, single: bool) -> Result<bool, ConnectionError> {
@@ -249,7 +261,7 @@ pub async fn remove(
     part: Part,
 ) -> Result<(), ConnectionError> {
     let mut connection = dialer.connect(address).await?;
-    for db in databases(&mut connection).await? {
+    for db in databases_with(&mut connection, slots).await? {
         if db > 0 || slots.is_none() {
             connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
         }

@@ -131,7 +131,7 @@ fn a_target_that_falls_back_after_it_had_everything_is_not_complete() -> Result<
     let folder = Arc::clone(&tool.folder);
     let status = tool.expect_exit(1, PATIENCE)?.status()?;
     let message = status["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("fell back to offset") && message.contains("once more"), "{message}");
+    ensure!(message.contains("stands at offset") && message.contains("once more"), "{message}");
     ensure!(status["phase"] == "Failed", "{status}");
     sides.source.conn()?.run(args!["CLIENT", "UNPAUSE"])?;
     Tool::run_in(folder, &manifest, &[])?.expect_exit(0, PATIENCE)?;

@@ -7,6 +7,7 @@ use super::{Ended, Run};
 use crate::api::Phase;
 use crate::api::conditions::reason;
 use crate::api::plan::{Delivery, ExistingKeys};
+use crate::backoff::Backoff;
 use crate::connection::ConnectionError;
 use crate::migration::checkpoints::{self, Checkpoints};
 use crate::migration::kept::Undone;
@@ -18,6 +19,9 @@ use crate::source::replication::ReplicationError;
 use crate::source::scan::ScanError;
 use crate::spool;
 use crate::worker::{Checkpoint, Stopped, WorkerError};
+
+/// Of the target at the very end; a failover is over by then.
+const LAST_LOOKS: u32 = 15;
 
 impl Run {
     /// Stops the workers, keeps the checkpoint where it is of use, says how it ended.
@@ -156,22 +160,36 @@ impl Run {
         if self.plan.delivery != Delivery::ExactlyOnce {
             return Ok(Outcome::Done);
         }
-        let shards = self.setups.iter().zip(&self.shards).map(|(setup, shard)| kept::AtEnd {
-            lineage: &setup.lineage,
-            held: &shard.progress.epoch,
-            applied: shard.numbers().applied_offset,
-        });
         let Ok(dialer) = setup::target_dialer(&self.plan) else { return Ok(Outcome::Done) };
-        match kept::undone(&self.plan, &dialer, shards).await {
+        let (mut backoff, mut attempts) = (Backoff::default(), 0);
+        let found = loop {
+            let shards = self.setups.iter().zip(&self.shards).map(|(setup, shard)| kept::AtEnd {
+                lineage: &setup.lineage,
+                held: &shard.progress.epoch,
+                applied: shard.numbers().applied_offset,
+            });
+            match kept::undone(&self.plan, &dialer, shards).await {
+                // It may be failing over just now, to a replica without the last commands.
+                Err(error) if attempts < LAST_LOOKS => {
+                    tracing::warn!(%error, "the target cannot be asked once more whether it has everything, trying again");
+                }
+                found => break found,
+            }
+            attempts += 1;
+            backoff.wait().await;
+        };
+        match found {
             Ok(None) => Ok(Outcome::Done),
             Ok(Some(Undone::TakenOver(message))) => Err(Ended::Worker(WorkerError::Fenced(message))),
             Ok(Some(Undone::FellBack(message))) => {
                 Err(Ended::Other { reason: reason::TARGET_UNREACHABLE, message })
             }
-            Err(error) => {
-                tracing::warn!(%error, "the target could not be asked once more whether it has everything");
-                Ok(Outcome::Done)
-            }
+            Err(error) => Err(Ended::Other {
+                reason: reason::TARGET_UNREACHABLE,
+                message: format!(
+                    "the target had acknowledged everything, and cannot be asked any more whether it has it: run the migration once more, it goes on from there ({error})"
+                ),
+            }),
         }
     }
 

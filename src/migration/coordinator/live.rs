@@ -124,6 +124,11 @@ impl Run {
             let switch = match self.cannot_pause(plan).await? {
                 Some(switch) => switch,
                 None => {
+                    // Another plan may have come meanwhile.
+                    self.adopt_newest();
+                    if self.plan.cutover != plan || self.plan.verification != verified {
+                        continue;
+                    }
                     // With the writes still going on, as it takes its time.
                     if !self.release().await? {
                         continue;

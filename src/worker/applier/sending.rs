@@ -126,7 +126,7 @@ impl Applier {
 
     pub(super) async fn send(&mut self, lane: usize) -> Result<(), Interrupted> {
         self.outbox.set_bulk(matches!(self.work, Work::Snapshot { .. }));
-        let mut record = Vec::new();
+        let (mut record, mut place_in) = (Vec::new(), None);
         if self.outbox.is_chained()
             && let Some(keeper) = &mut self.keeper
         {
@@ -141,9 +141,13 @@ impl Applier {
             };
             let written = keeper.record(place);
             written.encode(&mut record);
-            keeper.wrote(written.place);
+            place_in = Some(written.place);
         }
         let Some(batch) = self.outbox.take_batch(lane, self.position(), &record) else { return Ok(()) };
+        // Without a batch there is no record either.
+        if let (Some(place), Some(keeper)) = (place_in, &mut self.keeper) {
+            keeper.wrote(place);
+        }
         self.send_batch(lane, batch).await
     }
 
