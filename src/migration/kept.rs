@@ -22,8 +22,8 @@ use crate::target::keys::{
 use crate::target::recovery::{self, Part};
 use crate::topology::{Role, Topology, TopologyError, discover};
 
-/// A failover is over by then.
-const ATTEMPTS: u32 = 15;
+/// Of asking a target that may be failing over: it is over by then.
+pub const ATTEMPTS: u32 = 15;
 
 /// True when an earlier run of this migration has begun to write there.
 pub async fn is_there(

@@ -75,13 +75,13 @@ impl Held {
         &self,
         names: &KeyNames,
         dialer: &Dialer,
-        (address, slot): &Place,
+        place: &Place,
     ) -> Result<Option<u64>, ConnectionError> {
         if self.epoch.load(Ordering::SeqCst) == 0 {
             return Ok(None);
         }
-        let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
-        Ok(Epoch::of(&found).filter(|theirs| self.is_outdone_by(theirs)).map(|theirs| theirs.number))
+        let found = epoch_at(names, dialer, place).await?;
+        Ok(found.filter(|theirs| self.is_outdone_by(theirs)).map(|theirs| theirs.number))
     }
 
     /// Not even an epoch is left at this place, where we had one.
@@ -89,10 +89,12 @@ impl Held {
         &self,
         names: &KeyNames,
         dialer: &Dialer,
-        (address, slot): &Place,
+        place: &Place,
     ) -> Result<bool, ConnectionError> {
-        let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
-        Ok(self.epoch.load(Ordering::SeqCst) > 0 && Epoch::of(&found).is_none())
+        if self.epoch.load(Ordering::SeqCst) == 0 {
+            return Ok(false);
+        }
+        Ok(epoch_at(names, dialer, place).await?.is_none())
     }
 
     /// A later process's; one of the same number is another's, too, where the key was lost in between.
@@ -107,6 +109,16 @@ impl Held {
     pub fn forget(&self) {
         self.epoch.store(0, Ordering::SeqCst);
     }
+}
+
+/// Read on a new connection: those of the workers have ended.
+async fn epoch_at(
+    names: &KeyNames,
+    dialer: &Dialer,
+    (address, slot): &Place,
+) -> Result<Option<Epoch>, ConnectionError> {
+    let found = dialer.connect(address).await?.query(&[b"GET", &names.epoch(*slot)]).await?;
+    Ok(Epoch::of(&found))
 }
 
 /// The right to write, as long as nobody takes it over.

@@ -20,9 +20,6 @@ use crate::source::scan::ScanError;
 use crate::spool;
 use crate::worker::{Checkpoint, Stopped, WorkerError};
 
-/// Of the target at the very end; a failover is over by then.
-const LAST_LOOKS: u32 = 15;
-
 impl Run {
     /// Stops the workers, keeps the checkpoint where it is of use, says how it ended.
     pub(super) async fn end(mut self, result: Result<Outcome, Ended>) -> Outcome {
@@ -170,7 +167,7 @@ impl Run {
             });
             match kept::undone(&self.plan, &dialer, shards).await {
                 // It may be failing over just now, to a replica without the last commands.
-                Err(error) if attempts < LAST_LOOKS => {
+                Err(error) if attempts < kept::ATTEMPTS => {
                     tracing::warn!(%error, "the target cannot be asked once more whether it has everything, trying again");
                 }
                 found => break found,

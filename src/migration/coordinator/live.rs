@@ -85,6 +85,12 @@ impl Run {
         self.state.publish();
     }
 
+    /// Another plan may have come meanwhile: it holds from here on.
+    fn still_asks_for(&mut self, cutover: CutoverPlan, verification: VerificationPlan) -> bool {
+        self.adopt_newest();
+        self.plan.cutover == cutover && self.plan.verification == verification
+    }
+
     /// `None`: the verification that is asked for is no longer `verified`, the one that was made.
     pub(super) async fn cut_over(&mut self, verified: VerificationPlan) -> Result<Option<Outcome>, Ended> {
         let mut attempts = 0;
@@ -124,18 +130,11 @@ impl Run {
             let switch = match self.cannot_pause(plan).await? {
                 Some(switch) => switch,
                 None => {
-                    // Another plan may have come meanwhile.
-                    self.adopt_newest();
-                    if self.plan.cutover != plan || self.plan.verification != verified {
-                        continue;
-                    }
                     // With the writes still going on, as it takes its time.
-                    if !self.release().await? {
+                    if !self.still_asks_for(plan, verified) || !self.release().await? {
                         continue;
                     }
-                    self.adopt_newest();
-                    if self.plan.cutover != plan
-                        || self.plan.verification != verified
+                    if !self.still_asks_for(plan, verified)
                         || self.changed_since_compared()
                         || !standing::in_step(&self.shards)
                     {
