@@ -231,6 +231,16 @@ pub fn remove(folder: &Path) {
     folder::remove_left_over(folder);
 }
 
+/// As [`remove`], in two steps: this one only renames, so that no later run takes it up.
+pub fn doom(folder: &Path) {
+    folder::doom_left_over(folder);
+}
+
+/// The second: may take long. A run that has begun in the folder meanwhile goes on.
+pub fn remove_doomed(folder: &Path) {
+    folder::remove_all_doomed(folder);
+}
+
 fn open(limits: SpoolLimits, folder: Folder, state: State) -> (SpoolWriter, SpoolReader) {
     let (history, position) = (state.history, state.read);
     limits.volume.holds(&limits.folder, state.store.bytes());
@@ -243,6 +253,7 @@ fn open(limits: SpoolLimits, folder: Folder, state: State) -> (SpoolWriter, Spoo
         room: Notify::new(),
         idle: Notify::new(),
     });
+    shared.limits.volume.join(&shared);
     let writer = SpoolWriter { shared: Arc::clone(&shared) };
     (writer, SpoolReader { shared, history, position, segments: SegmentReader::default() })
 }

@@ -60,8 +60,14 @@ pub struct SpoolLeft {
 }
 
 impl SpoolLeft {
+    /// Nobody takes it up any more; [`Self::remove`] is still to come.
+    pub fn doom(&self) {
+        spool::doom(&self.path);
+    }
+
+    /// Removes what was doomed: blocks for as long as the disk takes.
     pub fn remove(&self) {
-        spool::remove(&self.path);
+        spool::remove_doomed(&self.path);
     }
 }
 
@@ -89,6 +95,13 @@ mod tests {
             left.iter().map(|spool| (spool.uid.as_str(), &spool.name)).collect::<Vec<_>>(),
             [("3f2c-9", &name)]
         );
+        left[0].doom();
+        assert!(!run.exists());
+        // One that begins meanwhile.
+        std::fs::create_dir_all(&run).unwrap();
+        left[0].remove();
+        assert!(run.exists() && std::fs::read_dir(data_dir.spools().join(&name)).unwrap().count() == 1);
+        data_dir.spools_left()[0].doom();
         left[0].remove();
         assert!(data_dir.spools_left().is_empty() && !run.exists());
     }

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::decide::Claim;
 use super::seats::Seat;
-use crate::migration::DataDir;
+use crate::migration::{DataDir, SpoolLeft};
 
 /// Removes the spools of migrations that are no more, and of shards that another replica works on by now.
 pub fn tidy(context: &Context, data_dir: &DataDir) {
@@ -12,6 +12,7 @@ pub fn tidy(context: &Context, data_dir: &DataDir) {
         return;
     }
     let running = context.runs.targets();
+    let mut doomed = Vec::new();
     // No worker begins meanwhile.
     context.agents.beside(|works_on| {
         for spool in left.into_iter().filter(|spool| !works_on(spool)) {
@@ -21,10 +22,13 @@ pub fn tidy(context: &Context, data_dir: &DataDir) {
             let elsewhere = claim == Claim::Theirs || !context.objects.has(&spool.uid);
             if is_of_no_use(&context.members.identity, seat.as_ref(), runs, elsewhere) {
                 tracing::info!(path = %spool.path.display(), "removing a spool that is of no use any more");
-                spool.remove();
+                spool.doom();
+                doomed.push(spool);
             }
         }
     });
+    // Gigabytes, maybe; workers begin and end meanwhile.
+    tokio::task::spawn_blocking(move || doomed.iter().for_each(SpoolLeft::remove));
 }
 
 /// `runs`: its migration does, in this process, which may work on the shard whatever the seat says: of a holder that

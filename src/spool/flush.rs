@@ -89,6 +89,8 @@ impl Folder {
     fn make(&mut self) -> Result<(), SpoolError> {
         if !self.made {
             std::fs::create_dir_all(&self.path)
+                // Somebody removes the shard's folder, which was empty, between its creation and this one's.
+                .or_else(|_| std::fs::create_dir_all(&self.path))
                 .map_err(|source| SpoolError::Write { path: self.path.clone(), source })?;
             self.made = true;
         }
@@ -133,6 +135,16 @@ impl Shared {
                 shared.idle.notify_one();
             }
         });
+    }
+
+    /// Makes room for the other spools on the volume.
+    pub fn spare(self: &Arc<Self>) {
+        let job = {
+            let mut state = self.lock();
+            state.drop_kept();
+            state.start_job(&self.limits)
+        };
+        self.work(job);
     }
 
     /// Gives the next job.

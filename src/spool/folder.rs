@@ -49,9 +49,26 @@ fn list(shard: &Path, prefix: &str) -> Vec<PathBuf> {
 
 /// Removes a run's folder. Renamed first: a process that still uses it cannot add to it meanwhile.
 pub fn remove(folder: &Path) {
-    let Some(shard) = folder.parent() else { return };
-    let doomed = named(shard, DOOMED);
-    let removed = std::fs::rename(folder, &doomed).and_then(|()| remove_doomed(&doomed));
+    if let Some(doomed) = doom(folder) {
+        report(&doomed, remove_doomed(&doomed));
+    }
+}
+
+/// Renames a run's folder, so that nobody takes it over.
+fn doom(folder: &Path) -> Option<PathBuf> {
+    let doomed = named(folder.parent()?, DOOMED);
+    let renamed = std::fs::rename(folder, &doomed);
+    let is_doomed = renamed.is_ok();
+    report(folder, renamed);
+    is_doomed.then_some(doomed)
+}
+
+fn remove_doomed(folder: &Path) -> io::Result<()> {
+    Journal::remove(folder)?;
+    std::fs::remove_dir_all(folder)
+}
+
+fn report(folder: &Path, removed: io::Result<()>) {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %folder.display(), %error, "a spool folder could not be removed");
@@ -60,17 +77,24 @@ pub fn remove(folder: &Path) {
     }
 }
 
-fn remove_doomed(folder: &Path) -> io::Result<()> {
-    Journal::remove(folder)?;
-    std::fs::remove_dir_all(folder)
-}
-
 /// Removes what other runs left in the shard's folder, and the folder itself when nothing else is in it.
 pub fn remove_left_over(shard: &Path) {
-    left_over(shard).iter().for_each(|folder| remove(folder));
+    doom_left_over(shard);
+    remove_all_doomed(shard);
+}
+
+/// The first half of [`remove_left_over`], which takes no time worth mentioning.
+pub fn doom_left_over(shard: &Path) {
+    for folder in left_over(shard) {
+        doom(&folder);
+    }
+}
+
+/// The other half. Runs that came meanwhile stay.
+pub fn remove_all_doomed(shard: &Path) {
     for folder in list(shard, DOOMED) {
         // Another process may be at it as well.
-        let _ = remove_doomed(&folder);
+        report(&folder, remove_doomed(&folder));
     }
     // Fails when something else is in it, or when there is none.
     let _ = std::fs::remove_dir(shard);

@@ -149,9 +149,7 @@ impl State {
         };
         let fits = self.store.room(entry.length, limits);
         if fits.is_err() {
-            // What is kept for a replay makes room.
-            let on_disk = |state: &Self| state.entries.front().is_some_and(|entry| entry.disk.is_some());
-            while !self.store.has_garbage() && on_disk(self) && self.drop_front() {}
+            self.drop_kept();
             if self.store.has_garbage() {
                 return Some(Job::Remove(std::mem::take(&mut self.store.garbage)));
             }
@@ -161,9 +159,15 @@ impl State {
         }
         // It comes first: records count only beside the journal that they fit.
         self.journal_job(true).or_else(|| {
-            self.pass_disk = false;
-            self.batch(limits, fits.unwrap_or_default())
+            let must = std::mem::take(&mut self.pass_disk);
+            self.batch(limits, fits.unwrap_or_default(), must)
         })
+    }
+
+    /// Makes room on disk with what is kept there for a replay only: a segment of it.
+    pub fn drop_kept(&mut self) {
+        let on_disk = |state: &Self| state.entries.front().is_some_and(|entry| entry.disk.is_some());
+        while !self.store.has_garbage() && on_disk(self) && self.drop_front() {}
     }
 
     /// Brings the journal up to date, when it is not.
@@ -180,8 +184,9 @@ impl State {
         Some(Job::Journal { history: self.history, journal: Some(journal) })
     }
 
-    /// The oldest blocks that are not on disk, of at most `room` bytes, but one at least.
-    fn batch(&mut self, limits: &SpoolLimits, room: u64) -> Option<Job> {
+    /// The oldest blocks that are not on disk, of at most `room` bytes, but one at least. None of them when another
+    /// spool has taken the volume's room meanwhile, unless they `must` go.
+    fn batch(&mut self, limits: &SpoolLimits, room: u64, must: bool) -> Option<Job> {
         let segment_bytes = (limits.disk / 16).clamp(BLOCK as u64, SEGMENT_BYTES);
         let store = &self.store;
         let current = store
@@ -201,7 +206,7 @@ impl State {
             size += record.size();
             records.push(record);
         }
-        if records.is_empty() {
+        if records.is_empty() || !limits.volume.take(&limits.folder, size, must) {
             return None;
         }
         let segment = current.unwrap_or(self.store.last_id + 1);

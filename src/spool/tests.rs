@@ -5,6 +5,8 @@ mod recovery;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use super::segment::parse_name;
 use super::*;
 
@@ -126,6 +128,68 @@ async fn spools_on_one_volume_share_its_room() {
         }
     }
     assert!(found == expected);
+    writing.await.unwrap().unwrap();
+}
+
+/// All decide at once, when none has written yet.
+#[tokio::test]
+async fn spools_that_write_at_once_stay_within_the_volume() {
+    const SPOOLS: usize = 8;
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::new(15 * BLOCK as u64, folder.path());
+    let limit = volume.room();
+    let mut spools: Vec<_> = (0..SPOOLS)
+        .map(|number| {
+            let folder = folder.path().join(number.to_string());
+            spool(SpoolLimits { volume: volume.clone(), ..limits(&folder, 0, 1 << 30) })
+        })
+        .collect();
+    let block = pattern(BLOCK, 3);
+    let mut append = |spools: &mut Vec<(SpoolWriter, SpoolReader)>| {
+        for (writer, _) in spools {
+            writer.append(&block, 0).now_or_never().unwrap().unwrap();
+        }
+    };
+    spools.iter_mut().for_each(|(writer, _)| writer.begin(origin(), true));
+    append(&mut spools);
+    for (_, reader) in &spools {
+        until("the first block is on disk", || reader.gauges().disk_bytes > BLOCK as u64).await;
+        idle(reader).await;
+    }
+    {
+        let shared: Vec<_> = spools.iter().map(|(_, reader)| Arc::clone(&reader.shared)).collect();
+        let _at_rest: Vec<_> = shared.iter().map(|shared| shared.folder.lock().unwrap()).collect();
+        append(&mut spools);
+    }
+    for (_, reader) in &spools {
+        idle(reader).await;
+    }
+    let on_disk: u64 = spools.iter().map(|(_, reader)| reader.gauges().disk_bytes).sum();
+    assert!(on_disk <= limit && on_disk > limit - 2 * BLOCK as u64, "{on_disk} of {limit}");
+    assert_eq!(volume.room(), limit - on_disk);
+}
+
+#[tokio::test]
+async fn what_an_idle_spool_keeps_for_a_replay_makes_room_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::new(5 * BLOCK as u64, folder.path());
+    let open = |name: &str| {
+        let limits = limits(&folder.path().join(name), 0, 1 << 30);
+        spool(SpoolLimits { retain: 1 << 30, volume: volume.clone(), ..limits })
+    };
+    let ((mut first, mut idles), (mut second, reader)) = (open("a"), open("b"));
+    first.begin(origin(), true);
+    let sent = pattern(3 * BLOCK, 3);
+    first.append(&sent, 0).await.unwrap();
+    assert!(read(&mut idles, sent.len()).await == sent);
+    idle(&idles).await;
+    idles.applied(sent.len() as u64);
+    assert_eq!(idles.oldest(), 0);
+    second.begin(origin(), true);
+    let writing =
+        tokio::spawn(async move { second.append(&pattern(3 * BLOCK, 7), 0).await.map(|()| second) });
+    until("the second is on disk", || reader.gauges().disk_bytes > 3 * BLOCK as u64).await;
+    assert!(idles.oldest() > 0 && idles.gauges().disk_bytes == 0, "{:?}", idles.gauges());
     writing.await.unwrap().unwrap();
 }
 

@@ -89,7 +89,7 @@ impl SpoolWriter {
     async fn room(&mut self) -> Result<(), SpoolError> {
         let limits = &self.shared.limits;
         loop {
-            let (job, retry_at) = {
+            let (job, retry_at, full) = {
                 let mut state = self.shared.lock();
                 if let Some(error) = state.failed.take() {
                     return Err(error);
@@ -110,9 +110,12 @@ impl SpoolWriter {
                     limits.volume.look();
                     retry_at.get_or_insert(Instant::now() + LOOK);
                 }
-                (job, retry_at)
+                (job, retry_at, state.full)
             };
             self.shared.work(job);
+            if full == Some(Full::Volume) {
+                limits.volume.ask_others(&limits.folder);
+            }
             let retry = async {
                 match retry_at {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
