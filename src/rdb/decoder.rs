@@ -278,7 +278,9 @@ impl Decoder {
         let end = if layout == Layout::Blob {
             let head = cursor.text_head()?;
             let payload = bounded("string", head.payload(), self.limits.max_string, base)?;
-            if type_byte == TYPE_STRING && head.expanded() > self.limits.max_expanded {
+            let most =
+                if type_byte == TYPE_STRING { self.limits.max_expanded } else { self.limits.max_undivided() };
+            if head.expanded() > most {
                 return Ok(None);
             }
             let end = cursor.at.saturating_add(payload);
@@ -291,11 +293,14 @@ impl Decoder {
                 State::Value(scan) => scan,
                 _ => Scan::new(type_byte, self.flavor).map_err(|fault| Stop::Fault { fault, at: base })?,
             };
-            let parts = matches!(layout, Layout::Counted(_));
+            let most = match layout {
+                Layout::Counted(_) => self.limits.max_expanded,
+                Layout::Blob | Layout::ExpiryBlob => self.limits.max_undivided(),
+                // Nobody expands it.
+                Layout::Module => u64::MAX,
+            };
             match scan.advance(cursor.bytes, base, &self.limits, Until::Done) {
-                Ok(_) | Err(Stop::NeedMore(_)) if parts && scan.expanded() > self.limits.max_expanded => {
-                    return Ok(None);
-                }
+                Ok(_) | Err(Stop::NeedMore(_)) if scan.expanded() > most => return Ok(None),
                 Err(Stop::NeedMore(at_least)) if at_least <= longest => {
                     self.state = State::Value(scan);
                     return Err(Stop::NeedMore(at_least));

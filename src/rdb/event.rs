@@ -16,7 +16,8 @@ pub struct Limits {
     /// than about this much input.
     pub max_value: usize,
     /// The same for what a string, or a collection that is not packed into one, takes once expanded: for those who
-    /// expand it.
+    /// expand it. What cannot be parted (an element, a packed collection) may take this or `max_value`, whichever is
+    /// more.
     pub max_expanded: u64,
     /// Longest key, AUX field or function source: these are always held whole.
     pub max_key: usize,
@@ -24,6 +25,13 @@ pub struct Limits {
     pub max_string: u64,
     /// Most elements in one collection.
     pub max_elements: u64,
+}
+
+impl Limits {
+    /// Most bytes that what cannot be parted takes once expanded.
+    pub(super) fn max_undivided(&self) -> u64 {
+        self.max_expanded.max(self.max_value as u64)
+    }
 }
 
 impl Default for Limits {

@@ -73,6 +73,8 @@ pub(super) struct Scan {
     ahead: u64,
     /// Bytes that the strings passed over are longer by once expanded, since the front was dropped last.
     grown: u64,
+    /// Those of them that lie before `boundary`.
+    grown_before: u64,
     pub pos: usize,
     /// End of the last whole element.
     pub boundary: usize,
@@ -104,6 +106,7 @@ impl Scan {
             consumers: 0,
             ahead: 0,
             grown: 0,
+            grown_before: 0,
             pos: 0,
             boundary: 0,
         }
@@ -133,9 +136,15 @@ impl Scan {
         self.stage == Stage::Done
     }
 
-    /// The caller drops the first `bytes` of the value.
+    /// What lies behind `boundary`, once expanded.
+    fn element(&self) -> u64 {
+        (self.grown - self.grown_before).saturating_add((self.pos - self.boundary) as u64)
+    }
+
+    /// The caller drops the first `bytes` of the value: all, or those before `boundary`.
     pub fn drop_front(&mut self, bytes: usize) {
-        self.grown = 0;
+        self.grown = if bytes < self.pos { self.grown - self.grown_before } else { 0 };
+        self.grown_before = 0;
         self.pos = self.pos.saturating_sub(bytes);
         self.boundary = self.boundary.saturating_sub(bytes);
     }
@@ -170,10 +179,12 @@ impl Scan {
                 self.atom = 0;
                 self.left -= 1;
                 if let (Stage::Elements, Until::Run { bytes }) = (self.stage, until) {
-                    if self.pos - self.boundary > limits.max_value {
+                    if self.pos - self.boundary > limits.max_value || self.element() > limits.max_undivided()
+                    {
                         return Ok(Rest::TooLarge);
                     }
                     self.boundary = self.pos;
+                    self.grown_before = self.grown;
                     if self.expanded() >= bytes as u64 {
                         return Ok(Rest::Run);
                     }

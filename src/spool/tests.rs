@@ -145,7 +145,7 @@ async fn spools_that_write_at_once_stay_within_the_volume() {
         })
         .collect();
     let block = pattern(BLOCK, 3);
-    let mut append = |spools: &mut Vec<(SpoolWriter, SpoolReader)>| {
+    let append = |spools: &mut Vec<(SpoolWriter, SpoolReader)>| {
         for (writer, _) in spools {
             writer.append(&block, 0).now_or_never().unwrap().unwrap();
         }

@@ -132,7 +132,7 @@ impl Large {
             }
             Err(fault @ Stop::Fault { .. }) => return Err(fault),
             Ok(Rest::Done) if self.elements == Elements::StreamNodes => {
-                if self.scan.pos <= limits.max_value {
+                if self.scan.pos <= limits.max_value && self.scan.expanded() <= limits.max_undivided() {
                     self.part = Part::End;
                     return Ok((self.scan.pos, FoundLarge::StreamTail { end: self.scan.pos }));
                 }

@@ -390,3 +390,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_parted_is_passed_over_when_it_is_too_long_once_expanded() {
+    // 102 bytes that are 7,928 once expanded: "abcdefgh", then references 8 back, 264 bytes each.
+    let mut text = vec![0xc3, 0x40, 99];
+    text.extend((0x4000u16 | 7928).to_be_bytes());
+    text.extend(b"\x07abcdefgh");
+    (0..30).for_each(|_| text.extend([7 << 5, 255, 7]));
+    let element = [b"\x02\x01s\x03\x01a".as_slice(), &text, b"\x01b"].concat();
+    let packed = [b"\x0d\x01h".as_slice(), &text].concat();
+    let until = [b"\x19\x01h\x00\x00\x00\x00\x00\x00\x00\x00".as_slice(), &text].concat();
+    let names = |magic: &str, value: &[u8], max_expanded: u64, chunk: usize| -> Vec<String> {
+        let stream = rdb(magic, &[value, b"\x00\x05after\x01v"].concat());
+        let limits = Limits { max_expanded, ..small() };
+        let seen = decode(&stream, limits, || chunk).unwrap();
+        seen.iter().map(|event| event.split([' ', '(', '{']).next().unwrap().to_owned()).collect()
+    };
+    for chunk in [1, 10, 10_000] {
+        let names = |magic, value, max_expanded| names(magic, value, max_expanded, chunk);
+        let parts = ["Header", "LargeBegin", "LargeItems", "LargeUnsupported", "Key", "End"];
+        assert_eq!(names("REDIS0009", &element, 1000), parts);
+        let parts = ["Header", "LargeBegin", "LargeItems", "LargeEnd", "Key", "End"];
+        assert_eq!(names("REDIS0009", &element, 7928 + 5)[..3], parts[..3]);
+        for (magic, value) in [("REDIS0009", &packed), ("REDIS0012", &until)] {
+            let unsupported = ["Header", "LargeUnsupported", "Key", "End"];
+            assert_eq!(names(magic, value, 1000), unsupported);
+            assert_eq!(names(magic, value, 8000), ["Header", "Key", "Key", "End"]);
+        }
+    }
+}
