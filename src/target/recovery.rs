@@ -200,21 +200,26 @@ async fn info(connection: &mut Connection) -> Result<ServerInfo, ConnectionError
     Ok(ServerInfo::parse(&connection.query_text(&[b"INFO", b"keyspace"]).await?))
 }
 
-/// Databases that hold anything, in ascending order.
+/// Databases that may hold anything, in ascending order: those with keys, and 0, of which not every server (Kvrocks)
+/// counts them.
 pub(super) async fn databases(connection: &mut Connection) -> Result<Vec<u64>, ConnectionError> {
-    Ok(info(connection).await?.keyspace.into_iter().map(|(db, _)| db).collect())
+    Ok(or_uncounted(&info(connection).await?))
 }
 
-/// The same, and 0 of a single server, which may not count its keys (Kvrocks).
+fn or_uncounted(info: &ServerInfo) -> Vec<u64> {
+    let counted = info.keyspace.iter().map(|(db, _)| *db).filter(|db| *db > 0);
+    std::iter::once(0).chain(counted).collect()
+}
+
+/// The same; of a node of a cluster, all of which count their keys, those that have any.
 async fn databases_with(
     connection: &mut Connection,
     slots: Option<&SlotRanges>,
 ) -> Result<Vec<u64>, ConnectionError> {
-    let mut found = databases(connection).await?;
-    if slots.is_none() && !found.contains(&0) {
-        found.push(0);
+    match slots {
+        None => databases(connection).await,
+        Some(_) => Ok(info(connection).await?.keyspace.into_iter().map(|(db, _)| db).collect()),
     }
-    Ok(found)
 }
 
 /// True when a node holds no data: no key, or none but what migrations keep for themselves. `single`: it is
@@ -224,7 +229,7 @@ pub async fn is_empty(connection: &mut Connection, single: bool) -> Result<bool,
     if info.keys() > OWN_KEYS {
         return Ok(false);
     }
-    for (db, _) in info.keyspace {
+    for db in or_uncounted(&info) {
         if db > 0 || single {
             connection.query(&[b"SELECT", db.to_string().as_bytes()]).await?;
         }
